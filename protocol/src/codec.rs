@@ -53,7 +53,8 @@ pub trait Wire: Serialize + DeserializeOwned {
         // The decoder's own limit stops a length prefix from asking for memory that the bytes do not back.
         let config = bincode::config::standard().with_limit::<{ 4 << 20 }>();
         let malformed = |reason: String| CodecError::Malformed { what: Self::NAME, reason };
-        let (value, read) = bincode::serde::decode_from_slice(bytes, config).map_err(|error| malformed(error.to_string()))?;
+        let (value, read) =
+            bincode::serde::decode_from_slice(bytes, config).map_err(|error| malformed(error.to_string()))?;
         match read == bytes.len() {
             true => Ok(value),
             false => Err(malformed(format!("{} bytes left over", bytes.len() - read))),

@@ -12,7 +12,8 @@ pub struct NodeId(pub [u8; 32]);
 impl NodeId {
     /// True if `signature` over `message` was made with this node's key. Strict: keys of small order and malleable signatures fail.
     pub fn verifies(&self, message: &[u8], signature: &[u8; 64]) -> bool {
-        VerifyingKey::from_bytes(&self.0).is_ok_and(|key| key.verify_strict(message, &Signature::from_bytes(signature)).is_ok())
+        VerifyingKey::from_bytes(&self.0)
+            .is_ok_and(|key| key.verify_strict(message, &Signature::from_bytes(signature)).is_ok())
     }
 }
 
