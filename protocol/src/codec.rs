@@ -61,3 +61,8 @@ pub trait Wire: Serialize + DeserializeOwned {
         }
     }
 }
+
+/// Length of a value's wire form, bytes.
+pub(crate) fn encoded_len<T: Serialize>(value: &T) -> usize {
+    bincode::serde::encode_to_vec(value, bincode::config::standard()).map_or(usize::MAX, |bytes| bytes.len())
+}

@@ -1,0 +1,269 @@
+//! Checkpoints: which to fetch, keep, pass on and train from.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use super::{Action, Agent, ownership::Phase};
+use crate::{
+    checkpoint::{Blob, Checkpoint, CheckpointId},
+    hash::Hash,
+    identity::NodeId,
+    lease::Time,
+    message::Gossip,
+    part::Part,
+    signed::Verified,
+};
+
+/// Fetches under way at once.
+const FETCHES_MAX: usize = 4;
+/// Failed fetches after which an owner goes on from the next best checkpoint.
+const ATTEMPTS_MAX: u32 = 4;
+/// Checkpoints kept of a part: the best and the one before, for peers still fetching it.
+const KEPT_OF_A_PART: usize = 2;
+
+/// Which checkpoints of other owners a node keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mirror {
+    /// Those that fall to it among the manifest's number of replicas, with their resumable state.
+    Replicas,
+    /// Those, and the weights of every part's best checkpoint: for one who samples.
+    Everything,
+}
+
+/// A checkpoint that this node's trainer wrote, its blobs in the local store.
+#[derive(Clone, Copy, Debug)]
+pub struct Made {
+    /// Optimiser steps since the part's beginning.
+    pub step: u64,
+    /// Loss on the held-out shards.
+    pub held_out_loss: f32,
+    /// The averaged weights.
+    pub weights: Blob,
+    /// The resumable state.
+    pub state: Blob,
+}
+
+/// Why a fetch failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchFailure {
+    /// Nobody delivered: worth another try.
+    Unavailable,
+    /// The bytes are what the hash says, and no checkpoint of this part: never to be tried again.
+    Unusable,
+}
+
+/// What the local store has, and what is on its way.
+#[derive(Debug)]
+pub(super) struct Holding {
+    /// By name: whether the resumable state is there too.
+    held: BTreeMap<CheckpointId, bool>,
+    fetching: BTreeSet<CheckpointId>,
+    /// Failures in a row, and when to try again.
+    failed: BTreeMap<CheckpointId, (u32, Time)>,
+    unusable: BTreeSet<CheckpointId>,
+}
+
+impl Holding {
+    pub(super) fn new(held: Vec<(CheckpointId, bool)>) -> Self {
+        let held = held.into_iter().collect();
+        Self { held, fetching: BTreeSet::new(), failed: BTreeMap::new(), unusable: BTreeSet::new() }
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = CheckpointId> + '_ {
+        self.held.keys().copied()
+    }
+
+    fn has(&self, id: CheckpointId, state: bool) -> bool {
+        self.held.get(&id).is_some_and(|has_state| *has_state || !state)
+    }
+}
+
+impl Agent {
+    /// The best checkpoint of a part that was not found unusable: what a mixture takes.
+    pub fn best(&self, part: Part) -> Option<&Verified<Checkpoint>> {
+        self.usable(part).next()
+    }
+
+    /// True if the checkpoint's weights are in the local store.
+    pub fn holds(&self, id: CheckpointId) -> bool {
+        self.holding.has(id, false)
+    }
+
+    /// How many nodes, this one included, hold a checkpoint.
+    pub fn holders(&self, id: CheckpointId) -> usize {
+        let peers = self.peers.values().filter(|peer| peer.presence.holds.contains(&id)).count();
+        peers + usize::from(self.holds(id))
+    }
+
+    /// From now on keeps the weights of every part.
+    pub fn mirror_everything(&mut self) {
+        self.settings.mirror = Mirror::Everything;
+    }
+
+    /// This node's trainer wrote a checkpoint: sign it, tell everyone. None if the part was never this node's.
+    pub fn checkpointed(&mut self, now: Time, part: Part, made: Made) -> Option<CheckpointId> {
+        let (claim, term, parent) = match self.owned.get(&part) {
+            Some(owned) => (owned.id, owned.claim.term, owned.parent),
+            None => *self.former.get(&part)?,
+        };
+        let Made { step, held_out_loss, weights, state } = made;
+        let record = Checkpoint { part, claim, term, parent, step, held_out_loss, weights, state };
+        let checkpoint = Verified::sign(&self.keypair, self.run, record);
+        let id = checkpoint.id();
+        self.holding.held.insert(id, true);
+        self.register.merge_checkpoint(checkpoint.clone());
+        self.act(Action::RememberCheckpoint(checkpoint.signed().clone()));
+        self.publish(&Gossip::Checkpoint(checkpoint.signed().clone()));
+        match self.owned.get_mut(&part) {
+            Some(owned) => {
+                owned.parent = Some(id);
+                self.consider_handover(now, part);
+            }
+            None => {
+                self.former.remove(&part);
+            }
+        }
+        self.next_beat = now;
+        Some(id)
+    }
+
+    /// A fetched checkpoint is in the local store and fits the manifest.
+    pub fn fetched(&mut self, now: Time, id: CheckpointId, state: bool) {
+        self.holding.fetching.remove(&id);
+        self.holding.failed.remove(&id);
+        let held = self.holding.held.entry(id).or_default();
+        *held |= state;
+        self.next_beat = now;
+    }
+
+    /// A fetch failed.
+    pub fn fetch_failed(&mut self, now: Time, id: CheckpointId, why: FetchFailure) {
+        self.holding.fetching.remove(&id);
+        match why {
+            FetchFailure::Unusable => {
+                self.holding.unusable.insert(id);
+            }
+            FetchFailure::Unavailable => self.note_failure(now, id),
+        }
+    }
+
+    fn note_failure(&mut self, now: Time, id: CheckpointId) {
+        let (failures, retry) = self.holding.failed.entry(id).or_default();
+        *failures += 1;
+        *retry = now + Time::from_millis(500 << (*failures).min(6));
+    }
+
+    /// The part's checkpoints that were not found unusable, best first.
+    fn usable(&self, part: Part) -> impl Iterator<Item = &Verified<Checkpoint>> {
+        self.register.checkpoints(part).into_iter().filter(|it| !self.holding.unusable.contains(&it.id()))
+    }
+
+    /// Starts training a part that is owned, from the best checkpoint that can be had.
+    ///
+    /// One that nobody delivers is passed over for the next best, and a part none of whose checkpoints can be had begins anew: a part
+    /// must not die with its last holder. An isolated node waits instead, for it would begin anew what others still have.
+    pub(super) fn begin(&mut self, now: Time, part: Part) {
+        let choices: Vec<_> = self.usable(part).map(|checkpoint| (checkpoint.id(), checkpoint.clone())).collect();
+        let gave_up = |agent: &Self, id| agent.holding.failed.get(&id).is_some_and(|(times, _)| *times >= ATTEMPTS_MAX);
+        let choice = choices.iter().find(|(id, _)| self.holding.has(*id, true) || !gave_up(self, *id)).cloned();
+        let Some(owned) = self.owned.get_mut(&part) else { return };
+        match choice {
+            Some((id, _)) if self.holding.has(id, true) => {
+                owned.phase = Phase::Training;
+                owned.parent = Some(id);
+                self.act(Action::Train { part, from: Some(id) });
+            }
+            Some((id, checkpoint)) => {
+                owned.phase = Phase::Resuming;
+                if !self.fetch(now, &checkpoint, true) && !self.holding.fetching.contains(&id) {
+                    self.wake_at(now + Time::from_millis(500));
+                }
+            }
+            None if choices.is_empty() || !self.connected.is_empty() => {
+                owned.phase = Phase::Training;
+                self.act(Action::Train { part, from: None });
+            }
+            None => {
+                owned.phase = Phase::Resuming;
+                self.holding.failed.clear();
+                self.wake_at(now + Time::from_secs(1));
+            }
+        }
+    }
+
+    /// Asks for a checkpoint's blobs, if it is not too early for another try. True if the fetch is under way.
+    fn fetch(&mut self, now: Time, checkpoint: &Verified<Checkpoint>, state: bool) -> bool {
+        let id = checkpoint.id();
+        if self.holding.fetching.contains(&id) {
+            return true;
+        }
+        if let Some((_, retry)) = self.holding.failed.get(&id)
+            && now < *retry
+        {
+            self.wake_at(*retry);
+            return false;
+        }
+        if self.holding.fetching.len() >= FETCHES_MAX {
+            return false;
+        }
+        let providers = self.providers(checkpoint);
+        if providers.is_empty() {
+            self.note_failure(now, id);
+            return false;
+        }
+        self.holding.fetching.insert(id);
+        self.act(Action::Fetch { checkpoint: checkpoint.clone(), state, providers });
+        true
+    }
+
+    /// Live peers that say they hold a checkpoint; its author first.
+    fn providers(&self, checkpoint: &Verified<Checkpoint>) -> Vec<NodeId> {
+        let id = checkpoint.id();
+        let holds = |node: &NodeId| self.peers[node].presence.holds.contains(&id);
+        let mut providers: Vec<_> = self.peers.keys().filter(|node| holds(node)).copied().collect();
+        providers.sort_by_key(|node| *node != checkpoint.author());
+        providers
+    }
+
+    /// Fetches what this node should hold, and forgets what nobody needs from it.
+    pub(super) fn attend_checkpoints(&mut self, now: Time) {
+        for part in self.manifest.clone().parts() {
+            let Some(best) = self.best(part).cloned() else { continue };
+            let replica = self.keeps_replica(&best);
+            let wanted = replica || self.settings.mirror == Mirror::Everything;
+            if wanted && !self.holding.has(best.id(), replica) {
+                self.fetch(now, &best, replica);
+            }
+        }
+        self.forget_surplus();
+    }
+
+    /// True if the checkpoint falls to this node: among the live peers that own parts at all, rendezvous hashing picks the replicas.
+    fn keeps_replica(&self, checkpoint: &Verified<Checkpoint>) -> bool {
+        if self.settings.capacity == 0 {
+            return false;
+        }
+        let weight = |node: NodeId| {
+            Reverse(Hash::of_fields("paris-node 1 replica", &[&self.run.0.0, &checkpoint.part.key(), &node.0]))
+        };
+        let mine = weight(self.id());
+        let peers = self.peers.iter().filter(|(_, peer)| peer.presence.capacity > 0).map(|(node, _)| *node);
+        let before = peers.filter(|node| *node != checkpoint.author() && weight(*node) < mine).count();
+        before < usize::from(self.manifest.ownership.replicas)
+    }
+
+    fn forget_surplus(&mut self) {
+        let mut needed: BTreeSet<_> = self.owned.values().filter_map(|owned| owned.parent).collect();
+        for part in self.manifest.parts() {
+            let held = self.usable(part).map(|it| it.id()).filter(|id| self.holding.held.contains_key(id));
+            needed.extend(held.take(KEPT_OF_A_PART));
+        }
+        let surplus: Vec<_> = self.holding.ids().filter(|id| !needed.contains(id)).collect();
+        for id in surplus {
+            self.holding.held.remove(&id);
+            self.act(Action::Forget(id));
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The agent: decides what this node claims, trains, fetches and publishes.
+//!
+//! Inputs are messages, facts and ticks, with the time as an argument; outputs are [`Action`]s, taken with [`Agent::take_actions`] and carried out
+//! *in order*, and the moment of the next tick, [`Agent::deadline`]. After every input the driver calls [`Agent::tick`].
+//!
+//! Rooms: `ownership` claims, beats, suspects and releases; `holding` fetches, mirrors and forgets checkpoints; `hearing` takes in what peers say.
+
+mod hearing;
+mod holding;
+mod ownership;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    hearing::Verdict,
+    holding::{FetchFailure, Made, Mirror},
+};
+use self::{holding::Holding, ownership::Owned};
+use crate::{
+    checkpoint::{Checkpoint, CheckpointId},
+    claim::{Claim, ClaimId, Vote},
+    codec::{CodecError, Wire},
+    identity::{Keypair, NodeId},
+    lease::{Leases, Time},
+    manifest::{Manifest, ManifestError, RunId},
+    message::{Gossip, Presence, Progress},
+    part::Part,
+    register::{Records, Register},
+    signed::{Signed, Verified},
+};
+
+/// The most peers whose presence is kept; the longest silent makes room.
+pub const PEERS_MAX: usize = 4096;
+
+/// What this node is willing to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Parts to own at once; 0 only watches.
+    pub capacity: u16,
+    /// Which checkpoints of other owners to keep.
+    pub mirror: Mirror,
+}
+
+/// A claim of this node and the heartbeats it may sign: durable before anything is signed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LogEntry {
+    /// The claim.
+    pub claim: ClaimId,
+    /// No greater `seq` was ever signed.
+    pub seq_reserved: u64,
+}
+
+/// What outlived the last stop.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Every claim this key ever made in the run.
+    pub log: Vec<LogEntry>,
+    /// Claims and checkpoints that were known.
+    pub records: Records,
+    /// Checkpoints whose blobs are in the local store, and whether the resumable state is.
+    pub held: Vec<(CheckpointId, bool)>,
+}
+
+/// What the driver must do, in this order.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Make the entry durable *before* carrying out anything that follows. If that fails, stop.
+    Log(LogEntry),
+    /// Keep a claim for the next start.
+    RememberClaim(Signed<Claim>),
+    /// Keep a checkpoint for the next start.
+    RememberCheckpoint(Signed<Checkpoint>),
+    /// Gossip these bytes.
+    Publish(Vec<u8>),
+    /// Ask a peer for what this register lacks; hand the answer to [`Agent::pulled`].
+    Pull {
+        /// The peer.
+        peer: NodeId,
+        /// The request.
+        request: Vec<u8>,
+    },
+    /// A peer's blobs can be fetched there.
+    Learn {
+        /// The peer.
+        peer: NodeId,
+        /// Its blob addresses.
+        addresses: Vec<SocketAddr>,
+    },
+    /// Fetch and check a checkpoint's blobs; then call [`Agent::fetched`] or [`Agent::fetch_failed`].
+    Fetch {
+        /// The record.
+        checkpoint: Verified<Checkpoint>,
+        /// Whether the resumable state is wanted beside the weights.
+        state: bool,
+        /// Who has it.
+        providers: Vec<NodeId>,
+    },
+    /// A checkpoint's blobs are needed no more.
+    Forget(CheckpointId),
+    /// Train a part, from a checkpoint in the local store or from the beginning.
+    Train {
+        /// The part.
+        part: Part,
+        /// Where to go on.
+        from: Option<CheckpointId>,
+    },
+    /// Finish the step, write a last checkpoint, and end training of the part.
+    Stop(Part),
+    /// Stop the node: going on would harm the run.
+    Halt(Halt),
+}
+
+/// Why a node must not go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Halt {
+    /// The network shows claims signed with this key that its log does not know.
+    #[error(
+        "the network shows a claim on {0} signed with this node's key that its claim log does not know: another machine runs with this key, or \
+         this data directory is an old copy. Stop the other one, or start here with a new key (a new --data-dir)"
+    )]
+    KeyInUse(Part),
+}
+
+/// A peer as it last described itself.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// What it said.
+    pub presence: Presence,
+    /// When.
+    pub heard: Time,
+}
+
+/// The state machine of one node in one run.
+pub struct Agent {
+    keypair: Keypair,
+    run: RunId,
+    manifest: Arc<Manifest>,
+    settings: Settings,
+    boot: u64,
+    register: Register,
+    leases: Leases,
+    /// Votes on each part's current claim, by voter.
+    votes: BTreeMap<Part, BTreeMap<NodeId, Verified<Vote>>>,
+    peers: BTreeMap<NodeId, Peer>,
+    connected: BTreeSet<NodeId>,
+    /// Greatest `seq` that may be signed, for every claim ever made.
+    log: BTreeMap<ClaimId, u64>,
+    /// The same as it stood at the start: whatever this key signed beyond it came from another machine, or from this process.
+    log_at_start: BTreeMap<ClaimId, u64>,
+    owned: BTreeMap<Part, Owned>,
+    /// The claim under which each part given up was last trained: its last checkpoint is still signed under it.
+    former: BTreeMap<Part, (ClaimId, u64, Option<CheckpointId>)>,
+    /// Since when each part is free to claim.
+    free_since: BTreeMap<Part, Time>,
+    /// Parts not to claim before a moment: given up, or failed here.
+    avoid_until: BTreeMap<Part, Time>,
+    holding: Holding,
+    progress: BTreeMap<Part, Progress>,
+    addresses: Vec<SocketAddr>,
+    listen_until: Time,
+    listened: bool,
+    leaving: bool,
+    next_beat: Time,
+    next_pull: Time,
+    /// The peer pulled from last, so that all have their turn.
+    last_pulled: Option<NodeId>,
+    wake: Time,
+    actions: VecDeque<Action>,
+}
+
+impl Agent {
+    /// An agent that begins to listen at `now`. `boot` must differ from that of every earlier start.
+    pub fn new(
+        now: Time,
+        keypair: Keypair,
+        manifest: Arc<Manifest>,
+        settings: Settings,
+        boot: u64,
+        memory: Memory,
+    ) -> Result<Self, ManifestError> {
+        let run = manifest.id()?;
+        let times = manifest.ownership;
+        let log: BTreeMap<_, _> = memory.log.into_iter().map(|entry| (entry.claim, entry.seq_reserved)).collect();
+        let mut agent = Self {
+            register: Register::new(run, manifest.clone()),
+            keypair,
+            run,
+            manifest,
+            settings,
+            boot,
+            leases: Leases::default(),
+            votes: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            connected: BTreeSet::new(),
+            log_at_start: log.clone(),
+            log,
+            owned: BTreeMap::new(),
+            former: BTreeMap::new(),
+            free_since: BTreeMap::new(),
+            avoid_until: BTreeMap::new(),
+            holding: Holding::new(memory.held),
+            progress: BTreeMap::new(),
+            addresses: Vec::new(),
+            listen_until: now + millis(times.listen_ms),
+            listened: false,
+            leaving: false,
+            next_beat: now,
+            next_pull: now,
+            last_pulled: None,
+            wake: now,
+            actions: VecDeque::new(),
+        };
+        agent.take_in(now, None, memory.records);
+        agent.actions.clear();
+        Ok(agent)
+    }
+
+    /// Does all that is due. To be called after every input and at [`Agent::deadline`].
+    pub fn tick(&mut self, now: Time) {
+        self.wake = Time::MAX;
+        self.forget_silent_peers(now);
+        match now < self.listen_until {
+            true => self.wake_at(self.listen_until),
+            false => self.attend_parts(now),
+        }
+        self.attend_checkpoints(now);
+        self.beat(now);
+        self.pull(now);
+    }
+
+    /// When to tick next, at the latest.
+    pub fn deadline(&self) -> Time {
+        self.wake
+    }
+
+    /// The actions since the last call.
+    pub fn take_actions(&mut self) -> impl Iterator<Item = Action> + use<> {
+        std::mem::take(&mut self.actions).into_iter()
+    }
+
+    /// This node.
+    pub fn id(&self) -> NodeId {
+        self.keypair.id()
+    }
+
+    /// The run.
+    pub fn run(&self) -> RunId {
+        self.run
+    }
+
+    /// The run's manifest.
+    pub fn manifest(&self) -> &Arc<Manifest> {
+        &self.manifest
+    }
+
+    /// Everything known of owners and checkpoints.
+    pub fn register(&self) -> &Register {
+        &self.register
+    }
+
+    /// Peers heard of lately.
+    pub fn peers(&self) -> &BTreeMap<NodeId, Peer> {
+        &self.peers
+    }
+
+    /// Where this node's blobs can be fetched, to be told to the others.
+    pub fn set_addresses(&mut self, addresses: Vec<SocketAddr>) {
+        self.addresses = addresses;
+    }
+
+    /// How far a part trained here has come, to be told to the others.
+    pub fn set_progress(&mut self, progress: Progress) {
+        self.progress.insert(progress.part, progress);
+    }
+
+    /// How far a part has come: by this node's trainer, or as its owner says.
+    pub fn progress(&self, part: Part) -> Option<Progress> {
+        if let Some(progress) = self.progress.get(&part) {
+            return Some(*progress);
+        }
+        let owner = self.register.current(part)?.author();
+        self.peers.get(&owner)?.presence.progress.iter().find(|it| it.part == part).copied()
+    }
+
+    /// Asks for a tick no later than `at`.
+    fn wake_at(&mut self, at: Time) {
+        self.wake = self.wake.min(at);
+    }
+
+    fn act(&mut self, action: Action) {
+        self.actions.push_back(action);
+    }
+
+    fn publish(&mut self, message: &Gossip) {
+        match message.to_bytes() {
+            Ok(bytes) => self.act(Action::Publish(bytes)),
+            Err(CodecError::TooLong { .. } | CodecError::Malformed { .. }) => debug_assert!(false, "own messages fit"),
+        }
+    }
+
+    fn ttl(&self) -> Time {
+        millis(self.manifest.ownership.ttl_ms)
+    }
+}
+
+/// Milliseconds of the manifest as a span of time.
+fn millis(value: u32) -> Time {
+    Time::from_millis(value.into())
+}

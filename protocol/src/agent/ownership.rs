@@ -1,0 +1,330 @@
+//! Claiming parts, keeping them, and giving them up.
+
+use std::cmp::Reverse;
+
+use super::{Action, Agent, LogEntry, millis};
+use crate::{
+    checkpoint::CheckpointId,
+    claim::{Claim, ClaimId, Previous, VOTES_MAX, Vote},
+    identity::NodeId,
+    lease::Time,
+    message::{ADDRESSES_MAX, Gossip, HOLDS_MAX, Presence},
+    part::Part,
+    register::Merged,
+    signed::{Signed, Verified},
+};
+
+/// Heartbeats reserved in the claim log at once, so that not every one costs a durable write.
+const SEQ_BLOCK: u64 = 256;
+/// The least number of parts by which an owner must exceed an idle peer before it hands one over.
+const HANDOVER_GAIN: usize = 2;
+
+/// A part this node claims.
+#[derive(Clone, Debug)]
+pub(super) struct Owned {
+    pub(super) claim: Claim,
+    pub(super) id: ClaimId,
+    pub(super) phase: Phase,
+    /// The checkpoint that the next one follows.
+    pub(super) parent: Option<CheckpointId>,
+}
+
+/// How far an owner has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Claimed, waiting whether a greater claim comes.
+    Intent {
+        /// Until when.
+        until: Time,
+    },
+    /// Owned; the checkpoint to go on from is not here yet.
+    Resuming,
+    /// Owned and in training.
+    Training,
+}
+
+impl Agent {
+    /// Parts this node owns or is about to.
+    pub fn owned(&self) -> impl Iterator<Item = Part> + '_ {
+        self.owned.keys().copied()
+    }
+
+    /// True if the owner of `part` was heard within the ttl, as this node sees it.
+    pub fn owner_is_live(&self, now: Time, part: Part) -> bool {
+        self.owned.contains_key(&part)
+            || (!self.is_released(part) && self.leases.silence(now, part).is_some_and(|silence| silence <= self.ttl()))
+    }
+
+    /// The trainer of a part died. Its heartbeat dies with it, and the part is released so that another may try.
+    pub fn trainer_failed(&mut self, now: Time, part: Part) {
+        if self.owned.contains_key(&part) {
+            self.release(now, part);
+        }
+    }
+
+    /// Gives up every part and claims no more: this node is leaving.
+    pub fn leave(&mut self, now: Time) {
+        self.leaving = true;
+        for part in self.owned().collect::<Vec<_>>() {
+            self.release(now, part);
+        }
+    }
+
+    /// Everything about parts that is due: resume what the log says, yield, begin to train, suspect, claim.
+    pub(super) fn attend_parts(&mut self, now: Time) {
+        if !self.listened {
+            self.listened = true;
+            self.resume_own_claims(now);
+        }
+        self.yield_lost_parts(now);
+        for part in self.owned().collect::<Vec<_>>() {
+            match self.owned[&part].phase {
+                Phase::Intent { until } if now < until => self.wake_at(until),
+                Phase::Intent { .. } | Phase::Resuming => self.begin(now, part),
+                Phase::Training => {}
+            }
+        }
+        self.claim_one(now);
+    }
+
+    /// After a restart: parts whose current claim is this node's own are still its own, under the same term and a greater `seq`.
+    fn resume_own_claims(&mut self, now: Time) {
+        for part in self.manifest.clone().parts() {
+            let Some(current) = self.register.current(part) else { continue };
+            let room = self.owned.len() < usize::from(self.settings.capacity) && !self.leaving;
+            if current.author() != self.id() || !room || self.is_released(part) {
+                continue;
+            }
+            let id = current.id(self.run, current.author());
+            let seq = self.log.get(&id).copied().unwrap_or(0).max(current.seq);
+            let claim = Claim { boot: self.boot, seq, ..(**current).clone() };
+            let parent = None;
+            self.owned.insert(part, Owned { claim, id, phase: Phase::Intent { until: now }, parent });
+        }
+        self.next_beat = now;
+    }
+
+    /// Stops what a greater claim has taken. The last checkpoint is still published, under the old term.
+    fn yield_lost_parts(&mut self, now: Time) {
+        for part in self.owned().collect::<Vec<_>>() {
+            if self.register.current_id(part) != Some(self.owned[&part].id) {
+                self.drop_part(part);
+                self.avoid_until.insert(part, now + self.ttl());
+            }
+        }
+    }
+
+    /// Forgets owning a part; a running trainer is told to stop.
+    fn drop_part(&mut self, part: Part) {
+        let Some(owned) = self.owned.remove(&part) else { return };
+        self.progress.remove(&part);
+        if owned.phase == Phase::Training {
+            self.former.insert(part, (owned.id, owned.claim.term, owned.parent));
+            self.act(Action::Stop(part));
+        }
+    }
+
+    /// Gives a part up with a signed word, so that nobody needs to wait for the ttl.
+    fn release(&mut self, now: Time, part: Part) {
+        let Some(owned) = self.owned.get(&part) else { return };
+        let claim = owned.id;
+        self.drop_part(part);
+        self.vote(part, claim);
+        self.avoid_until.insert(part, now + 4 * self.ttl());
+    }
+
+    /// Hands the part over if a live peer with room owns clearly fewer. Called at a checkpoint, when least is lost.
+    pub(super) fn consider_handover(&mut self, now: Time, part: Part) {
+        let mine = self.owned.len();
+        let in_motion = self.owned.values().any(|owned| owned.phase != Phase::Training)
+            || self.manifest.clone().parts().any(|part| self.is_claimable(now, part));
+        let gain = self.candidates(now).iter().any(|(peer, load)| *peer != self.id() && load + HANDOVER_GAIN <= mine);
+        if gain && !in_motion {
+            self.release(now, part);
+        }
+    }
+
+    /// Signs and spreads this node's word that a claim is over: a release of its own, a suspicion of another's.
+    fn vote(&mut self, part: Part, claim: ClaimId) {
+        let vote = Verified::sign(&self.keypair, self.run, Vote { part, claim });
+        self.publish(&Gossip::Vote(vote.signed().clone()));
+        self.note_vote(vote);
+    }
+
+    /// Files a vote on a part's current claim.
+    pub(super) fn note_vote(&mut self, vote: Verified<Vote>) -> bool {
+        if self.register.current_id(vote.part) != Some(vote.claim) || !self.manifest.admits(vote.author()) {
+            return false;
+        }
+        let votes = self.votes.entry(vote.part).or_default();
+        votes.retain(|_, known| known.claim == vote.claim);
+        if votes.len() >= VOTES_MAX && !votes.contains_key(&vote.author()) {
+            return false;
+        }
+        votes.insert(vote.author(), vote).is_none()
+    }
+
+    /// The votes on the part's current claim.
+    fn votes_on(&self, part: Part) -> impl Iterator<Item = &Verified<Vote>> {
+        let current = self.register.current_id(part);
+        self.votes
+            .get(&part)
+            .into_iter()
+            .flat_map(|votes| votes.values())
+            .filter(move |vote| Some(vote.claim) == current)
+    }
+
+    fn is_released(&self, part: Part) -> bool {
+        let owner = self.register.current(part).map(|claim| claim.author());
+        self.votes_on(part).any(|vote| Some(vote.author()) == owner)
+    }
+
+    /// True if the part's owner has been silent for longer than the ttl.
+    fn is_lapsed(&self, now: Time, part: Part) -> bool {
+        self.leases.silence(now, part).is_some_and(|silence| silence > self.ttl())
+    }
+
+    /// True if a claim on the part would be founded, and this node sees no reason against it.
+    fn is_claimable(&self, now: Time, part: Part) -> bool {
+        if self.owned.contains_key(&part) {
+            return false;
+        }
+        let quorum = usize::from(self.manifest.ownership.quorum);
+        self.register.current(part).is_none()
+            || self.is_released(part)
+            || (self.is_lapsed(now, part) && self.votes_on(part).count() >= quorum)
+    }
+
+    /// Suspects silent owners, and claims the part that it is this node's turn to claim, one at a time.
+    fn claim_one(&mut self, now: Time) {
+        let mut turns = Vec::new();
+        for part in self.manifest.clone().parts() {
+            if self.owned.contains_key(&part) {
+                self.free_since.remove(&part);
+                continue;
+            }
+            self.suspect_if_lapsed(now, part);
+            if !self.is_claimable(now, part) {
+                self.free_since.remove(&part);
+                continue;
+            }
+            let since = *self.free_since.entry(part).or_insert(now);
+            if let Some(rank) = self.rank(now, part) {
+                let delay = millis(self.manifest.ownership.rank_delay_ms) * rank;
+                let allowed = self.avoid_until.get(&part).copied().unwrap_or_default();
+                turns.push(((since + delay).max(allowed), part));
+            }
+        }
+        let busy = self.owned.values().any(|owned| matches!(owned.phase, Phase::Intent { .. }));
+        if busy || self.leaving || !self.manifest.admits(self.id()) {
+            return;
+        }
+        match turns.into_iter().min() {
+            Some((at, part)) if at <= now => self.claim(now, part),
+            Some((at, _)) => self.wake_at(at),
+            None => {}
+        }
+    }
+
+    fn suspect_if_lapsed(&mut self, now: Time, part: Part) {
+        let Some(silence) = self.leases.silence(now, part) else { return };
+        if silence <= self.ttl() {
+            return self.wake_at(now + (self.ttl() - silence) + Time::from_millis(1));
+        }
+        let (Some(current), me) = (self.register.current_id(part), self.id()) else { return };
+        let voted = self.votes_on(part).any(|vote| vote.author() == me);
+        if !voted && self.settings.capacity > 0 && !self.leaving {
+            self.vote(part, current);
+        }
+    }
+
+    /// Live peers with room for a part, this node among them if it has room, and how many parts each owns.
+    fn candidates(&self, now: Time) -> Vec<(NodeId, usize)> {
+        let load = |node: NodeId| {
+            let owns = |part: &Part| self.register.current(*part).is_some_and(|claim| claim.author() == node);
+            self.manifest.parts().filter(|part| owns(part) && self.owner_is_live(now, *part)).count()
+        };
+        let peers = self.peers.iter().map(|(node, peer)| (*node, peer.presence.capacity));
+        peers
+            .chain([(self.id(), self.settings.capacity)])
+            .map(|(node, capacity)| (node, capacity, load(node)))
+            .filter(|(node, capacity, load)| *load < usize::from(*capacity) && self.manifest.admits(*node))
+            .map(|(node, _, load)| (node, load))
+            .collect()
+    }
+
+    /// This node's place among those that could claim the part: the least loaded first, then by rendezvous hash. None without room.
+    fn rank(&self, now: Time, part: Part) -> Option<u32> {
+        let (term, previous) = self.next_term(part)?;
+        let key = |(node, load): &(NodeId, usize)| (*load, Reverse(ClaimId::of(self.run, part, term, previous, *node)));
+        let candidates = self.candidates(now);
+        let mine = key(candidates.iter().find(|(node, _)| *node == self.id())?);
+        Some(candidates.iter().filter(|candidate| key(candidate) < mine).count() as u32)
+    }
+
+    /// Term and predecessor of the claim that would come next.
+    fn next_term(&self, part: Part) -> Option<(u64, Option<Previous>)> {
+        match self.register.current(part) {
+            None => Some((1, None)),
+            Some(current) => {
+                let owner = current.author();
+                let previous = Previous { claim: current.id(self.run, owner), owner };
+                Some((current.term.checked_add(1)?, Some(previous)))
+            }
+        }
+    }
+
+    fn claim(&mut self, now: Time, part: Part) {
+        let Some((term, previous)) = self.next_term(part) else { return };
+        let owner = previous.map(|previous| previous.owner);
+        let release = self.votes_on(part).find(|vote| Some(vote.author()) == owner);
+        let evidence = match release {
+            Some(release) => vec![release.signed().clone()],
+            None => self.votes_on(part).map(|vote| vote.signed().clone()).collect(),
+        };
+        let claim = Claim { part, term, previous, evidence, boot: self.boot, seq: 0 };
+        let id = claim.id(self.run, self.id());
+        let until = now + millis(self.manifest.ownership.intent_ms);
+        self.owned.insert(part, Owned { claim, id, phase: Phase::Intent { until }, parent: None });
+        self.free_since.remove(&part);
+        self.next_beat = now;
+        self.wake_at(until);
+    }
+
+    /// Tells everyone that this node lives, what it has, and that it still owns what it owns.
+    pub(super) fn beat(&mut self, now: Time) {
+        if now >= self.next_beat {
+            self.next_beat = now + millis(self.manifest.ownership.heartbeat_ms);
+            let claims =
+                self.owned().collect::<Vec<_>>().into_iter().filter_map(|part| self.sign_next(now, part)).collect();
+            let presence = Presence {
+                capacity: if self.leaving { 0 } else { self.settings.capacity },
+                addresses: self.addresses.iter().take(ADDRESSES_MAX).copied().collect(),
+                holds: self.holding.ids().take(HOLDS_MAX).collect(),
+                progress: self.progress.values().copied().collect(),
+            };
+            self.publish(&Gossip::Beat { presence, claims });
+        }
+        self.wake_at(self.next_beat);
+    }
+
+    /// Signs the part's claim with the next `seq`, reserved durably beforehand, and merges it as any other record.
+    fn sign_next(&mut self, now: Time, part: Part) -> Option<Signed<Claim>> {
+        let owned = self.owned.get_mut(&part)?;
+        owned.claim.seq += 1;
+        let (id, seq) = (owned.id, owned.claim.seq);
+        let claim = Verified::sign(&self.keypair, self.run, owned.claim.clone());
+        if self.log.get(&id).is_none_or(|reserved| seq > *reserved) {
+            self.log.insert(id, seq + SEQ_BLOCK);
+            self.act(Action::Log(LogEntry { claim: id, seq_reserved: seq + SEQ_BLOCK }));
+        }
+        let first = self.register.claim(part, id).is_none();
+        let merged = self.register.merge_claim(claim.clone());
+        debug_assert!(!matches!(merged, Merged::Invalid(_)), "own claims are founded: {merged:?}");
+        if first {
+            self.act(Action::RememberClaim(claim.signed().clone()));
+        }
+        self.observe(now, part);
+        Some(claim.signed().clone())
+    }
+}

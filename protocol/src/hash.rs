@@ -1,0 +1,58 @@
+//! Content addresses.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// A BLAKE3 hash: the address of a blob, and the kernel of every id in this crate.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Hash(pub [u8; 32]);
+
+impl Hash {
+    /// The hash of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// The hash of a list of fields under a purpose. Each field is preceded by its length, so no two lists collide.
+    pub fn of_fields(purpose: &str, fields: &[&[u8]]) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key(purpose);
+        for field in fields {
+            hasher.update(&(field.len() as u64).to_le_bytes());
+            hasher.update(field);
+        }
+        Self(*hasher.finalize().as_bytes())
+    }
+
+    /// The first ten hexadecimal digits, for people.
+    pub fn short(&self) -> String {
+        data_encoding::HEXLOWER.encode(&self.0[..5])
+    }
+}
+
+impl fmt::Display for Hash {
+    /// All 64 hexadecimal digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.short())
+    }
+}
+
+/// A text that is no hash.
+#[derive(Debug, thiserror::Error)]
+#[error("a hash is 64 hexadecimal digits, and {0:?} is not")]
+pub struct NotAHash(String);
+
+impl FromStr for Hash {
+    type Err = NotAHash;
+
+    fn from_str(text: &str) -> Result<Self, NotAHash> {
+        let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok();
+        bytes.and_then(|bytes| bytes.try_into().ok()).map(Self).ok_or_else(|| NotAHash(text.to_owned()))
+    }
+}

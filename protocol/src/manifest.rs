@@ -1,0 +1,289 @@
+//! The run manifest: everything the peers of one run must agree on before they meet.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    codec::{CodecError, Wire},
+    hash::Hash,
+    identity::NodeId,
+    part::Part,
+};
+
+/// The most clusters a run may have.
+pub const CLUSTERS_MAX: usize = 1024;
+/// The version this code writes and reads.
+pub const MANIFEST_VERSION: u16 = 1;
+
+/// A run's name on the network: the BLAKE3 hash of its manifest's bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RunId(pub Hash);
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0.short())
+    }
+}
+
+impl fmt::Debug for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// One training effort.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Format version, [`MANIFEST_VERSION`].
+    pub version: u16,
+    /// What people call the run; at most 100 bytes.
+    pub name: String,
+    /// The pictures' shape.
+    pub image: Image,
+    /// The frozen text encoder's shape.
+    pub text: TextShape,
+    /// The experts' transformer.
+    pub expert: Transformer,
+    /// The router's transformer.
+    pub router: Transformer,
+    /// Whether the router also reads the pooled caption.
+    pub router_reads_caption: bool,
+    /// The prepared data, a cluster each; their number is K.
+    pub clusters: Vec<Cluster>,
+    /// How experts are trained.
+    pub expert_training: Training,
+    /// How the router is trained.
+    pub router_training: Training,
+    /// How parts change hands.
+    pub ownership: Ownership,
+    /// Who may own parts.
+    pub admission: Admission,
+}
+
+/// The shape of a picture, or of a latent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Channels: 3 for pixels, 4 for Stable Diffusion latents.
+    pub channels: u16,
+    /// Width and height.
+    pub size: u16,
+}
+
+/// The shape of an encoded caption.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TextShape {
+    /// Tokens a caption.
+    pub tokens: u16,
+    /// Numbers a token.
+    pub width: u16,
+}
+
+/// A diffusion transformer's size (paper, table of architectures).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transformer {
+    /// Width of the residual stream.
+    pub width: u16,
+    /// Blocks.
+    pub depth: u16,
+    /// Attention heads; divides the width.
+    pub heads: u16,
+    /// Side of the square patch that makes a token.
+    pub patch: u16,
+}
+
+/// A cluster's data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Shards to train on.
+    pub train: Vec<Shard>,
+    /// Shards never trained on.
+    pub held_out: Vec<Shard>,
+}
+
+/// A content-addressed file of prepared samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shard {
+    /// BLAKE3 of the file.
+    pub hash: Hash,
+    /// Its length, bytes.
+    pub bytes: u64,
+    /// Samples in it.
+    pub samples: u32,
+}
+
+/// How a part is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Training {
+    /// Samples a step.
+    pub batch: u32,
+    /// AdamW's learning rate after warm-up.
+    pub learning_rate: f32,
+    /// Steps of linear warm-up.
+    pub warmup_steps: u32,
+    /// The gradient norm above which gradients are scaled down.
+    pub clip: f32,
+    /// Decay of the averaged weights that are published and sampled with.
+    pub ema_decay: f32,
+    /// Share of captions replaced by the empty one, for classifier-free guidance.
+    pub caption_drop: f32,
+    /// Steps after which the part is finished; 0 means never.
+    pub steps: u64,
+}
+
+/// The times and counts by which parts change hands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ownership {
+    /// Between two heartbeats of an owner, milliseconds.
+    pub heartbeat_ms: u32,
+    /// Silence after which an owner is suspected, milliseconds.
+    pub ttl_ms: u32,
+    /// Between claiming a part and touching its data, milliseconds.
+    pub intent_ms: u32,
+    /// Listening before the first claim, milliseconds.
+    pub listen_ms: u32,
+    /// What each rank waits longer than the one before, milliseconds.
+    pub rank_delay_ms: u32,
+    /// Between two published checkpoints of a part, milliseconds.
+    pub checkpoint_ms: u32,
+    /// Distinct keys that must suspect an owner before its part may be claimed.
+    pub quorum: u16,
+    /// Peers besides the owner that keep a part's head.
+    pub replicas: u16,
+}
+
+/// Who may own parts and publish checkpoints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Admission {
+    /// Every key.
+    Open,
+    /// These keys.
+    AllowList(Vec<NodeId>),
+}
+
+/// A manifest that makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// The bytes are no manifest.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// A value is out of its range.
+    #[error("the manifest's {field} is {value}: {needed}")]
+    Field {
+        /// The field.
+        field: &'static str,
+        /// What it holds.
+        value: String,
+        /// What it must be.
+        needed: &'static str,
+    },
+    /// Written for another version of the software.
+    #[error(
+        "the manifest has version {0}, this program reads version {MANIFEST_VERSION}: use the release that the run was made with"
+    )]
+    Version(u16),
+}
+
+impl Wire for Manifest {
+    const NAME: &'static str = "run manifest";
+    const LIMIT: usize = 1 << 20;
+}
+
+impl Manifest {
+    /// The run's name: the hash of the manifest's bytes.
+    pub fn id(&self) -> Result<RunId, ManifestError> {
+        Ok(RunId(Hash::of(&self.to_bytes()?)))
+    }
+
+    /// Reads and checks a manifest. Whoever fetched the bytes compares their hash with the run's id.
+    pub fn read(bytes: &[u8]) -> Result<Self, ManifestError> {
+        // The version stands first, so that a newer manifest is called newer, not garbage.
+        match bytes.first() {
+            Some(&version) if u16::from(version) != MANIFEST_VERSION => Err(ManifestError::Version(version.into())),
+            _ => {
+                let manifest = Self::from_bytes(bytes)?;
+                manifest.check()?;
+                Ok(manifest)
+            }
+        }
+    }
+
+    /// All parts of the run, experts first.
+    pub fn parts(&self) -> impl Iterator<Item = Part> + use<> {
+        (0..self.clusters.len() as u16).map(Part::Expert).chain([Part::Router])
+    }
+
+    /// How `part` is trained.
+    pub fn training(&self, part: Part) -> &Training {
+        match part {
+            Part::Expert(_) => &self.expert_training,
+            Part::Router => &self.router_training,
+        }
+    }
+
+    /// True if `node` may own parts.
+    pub fn admits(&self, node: NodeId) -> bool {
+        match &self.admission {
+            Admission::Open => true,
+            Admission::AllowList(keys) => keys.contains(&node),
+        }
+    }
+
+    /// Checks every range on which a node's memory or time depends.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        fn range(
+            field: &'static str,
+            value: impl fmt::Display,
+            fits: bool,
+            needed: &'static str,
+        ) -> Result<(), ManifestError> {
+            match fits {
+                true => Ok(()),
+                false => Err(ManifestError::Field { field, value: value.to_string(), needed }),
+            }
+        }
+        if self.version != MANIFEST_VERSION {
+            return Err(ManifestError::Version(self.version));
+        }
+        range("name", format!("{} bytes", self.name.len()), self.name.len() <= 100, "at most 100 bytes")?;
+        let clusters = self.clusters.len();
+        range("number of clusters", clusters, (1..=CLUSTERS_MAX).contains(&clusters), "1 to 1024")?;
+        let Image { channels, size } = self.image;
+        range("image channels", channels, (1..=64).contains(&channels), "1 to 64")?;
+        range("image size", size, (1..=1024).contains(&size), "1 to 1024")?;
+        let TextShape { tokens, width } = self.text;
+        range("text tokens", tokens, (1..=1024).contains(&tokens), "1 to 1024")?;
+        range("text width", width, (1..=8192).contains(&width), "1 to 8192")?;
+        for transformer in [&self.expert, &self.router] {
+            let Transformer { width, depth, heads, patch } = *transformer;
+            range("depth", depth, (1..=256).contains(&depth), "1 to 256")?;
+            range("heads", heads, (1..=256).contains(&heads), "1 to 256")?;
+            range("width", width, (4..=16384).contains(&width) && width % 4 == 0, "a multiple of 4 up to 16384")?;
+            range("width", width, width % heads == 0, "a multiple of the number of heads")?;
+            range("patch", patch, (1..=64).contains(&patch) && size % patch == 0, "a divisor of the image size")?;
+        }
+        for training in [&self.expert_training, &self.router_training] {
+            range("batch", training.batch, (1..=65_536).contains(&training.batch), "1 to 65536")?;
+            let rate = training.learning_rate;
+            range("learning rate", rate, rate > 0.0 && rate < 1.0, "above 0 and below 1")?;
+            range("clip", training.clip, training.clip > 0.0 && training.clip.is_finite(), "a number above 0")?;
+            range("EMA decay", training.ema_decay, (0.0..1.0).contains(&training.ema_decay), "0 to below 1")?;
+            let drop = training.caption_drop;
+            range("caption drop", drop, (0.0..=1.0).contains(&drop), "0 to 1")?;
+        }
+        let times = &self.ownership;
+        range("heartbeat", times.heartbeat_ms, (50..=600_000).contains(&times.heartbeat_ms), "50 ms to 10 minutes")?;
+        let ttl = u64::from(times.ttl_ms);
+        range("ttl", ttl, ttl >= 3 * u64::from(times.heartbeat_ms), "three heartbeats or more")?;
+        range("checkpoint interval", times.checkpoint_ms, times.checkpoint_ms >= 100, "100 ms or more")?;
+        range("quorum", times.quorum, (1..=64).contains(&times.quorum), "1 to 64")?;
+        for cluster in &self.clusters {
+            let samples: u64 = cluster.train.iter().map(|shard| u64::from(shard.samples)).sum();
+            range("training samples of a cluster", samples, samples > 0, "1 or more")?;
+            for shard in cluster.train.iter().chain(&cluster.held_out) {
+                range("shard length", shard.bytes, shard.bytes <= 4 << 30, "at most 4 GiB")?;
+            }
+        }
+        Ok(())
+    }
+}

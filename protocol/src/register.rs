@@ -1,0 +1,246 @@
+//! The register: every peer's copy of who owns what and which checkpoints exist.
+//!
+//! A set of signed records that only grows (up to its bounds), merged by union; what it *means* — owner, head — is a pure function of the set.
+//! No clock and no local observation enters it, or honest peers would diverge. Whether an owner is still alive is a separate, local
+//! question: see [`lease`](crate::lease).
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    checkpoint::{BLOB_BYTES_MAX, Checkpoint, CheckpointId},
+    claim::{Claim, ClaimId},
+    codec::{Wire, encoded_len},
+    hash::Hash,
+    manifest::{Manifest, RunId},
+    part::Part,
+    signed::{Signed, Verified},
+};
+
+/// The most claims kept of a part: a chain this long means as many changes of owner.
+pub const CLAIMS_MAX: usize = 1024;
+/// The most checkpoints kept of a part: the greatest by term, step and name.
+pub const CHECKPOINTS_MAX: usize = 8;
+
+/// What merging a record did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Merged {
+    /// The register grew.
+    New,
+    /// It was there, or something newer of its kind was.
+    Known,
+    /// Kept or refused for now: the claim that it builds on is missing. Pull from whoever sent it.
+    Unlinked,
+    /// No peer of this run makes such a record.
+    Invalid(&'static str),
+}
+
+/// All records of a run.
+#[derive(Clone, Debug)]
+pub struct Register {
+    run: RunId,
+    manifest: Arc<Manifest>,
+    parts: BTreeMap<Part, PartRegister>,
+}
+
+/// The records of a part.
+#[derive(Clone, Debug, Default)]
+struct PartRegister {
+    claims: BTreeMap<ClaimId, Verified<Claim>>,
+    /// The claims that count: their predecessors are known, back to term 1. Follows from `claims`.
+    linked: BTreeSet<ClaimId>,
+    checkpoints: BTreeMap<CheckpointId, Verified<Checkpoint>>,
+}
+
+/// Records as they travel between registers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Records {
+    /// Claims of all terms.
+    pub claims: Vec<Signed<Claim>>,
+    /// Checkpoints.
+    pub checkpoints: Vec<Signed<Checkpoint>>,
+}
+
+impl Wire for Records {
+    const NAME: &'static str = "register exchange";
+    const LIMIT: usize = 1 << 20;
+}
+
+/// A hash a part over the records of it: equal digests, equal registers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digest(pub BTreeMap<Part, Hash>);
+
+impl Wire for Digest {
+    const NAME: &'static str = "register digest";
+    const LIMIT: usize = 64 * 1024;
+}
+
+impl Register {
+    /// An empty register of a run.
+    pub fn new(run: RunId, manifest: Arc<Manifest>) -> Self {
+        let parts = manifest.parts().map(|part| (part, PartRegister::default())).collect();
+        Self { run, manifest, parts }
+    }
+
+    /// Adds a claim.
+    pub fn merge_claim(&mut self, claim: Verified<Claim>) -> Merged {
+        if !self.manifest.admits(claim.author()) {
+            return Merged::Invalid("its author is not admitted");
+        }
+        let quorum = usize::from(self.manifest.ownership.quorum);
+        if !claim.is_founded(self.run, quorum, |voter| self.manifest.admits(voter)) {
+            return Merged::Invalid("its evidence does not end the claim before");
+        }
+        let id = claim.id(self.run, claim.author());
+        let Some(part) = self.parts.get_mut(&claim.part) else { return Merged::Invalid("the run has no such part") };
+        let newness = |claim: &Verified<Claim>| (claim.seq, claim.signed().tie_break());
+        match part.claims.get(&id) {
+            Some(known) if newness(known) >= newness(&claim) => return Merged::Known,
+            None if part.claims.len() >= CLAIMS_MAX => {
+                return Merged::Invalid("the part has more claims than are kept");
+            }
+            _ => {}
+        }
+        part.claims.insert(id, claim);
+        part.link();
+        match part.linked.contains(&id) {
+            true => Merged::New,
+            false => Merged::Unlinked,
+        }
+    }
+
+    /// Adds a checkpoint. Only the owner of a known claim can have made it.
+    pub fn merge_checkpoint(&mut self, checkpoint: Verified<Checkpoint>) -> Merged {
+        let Some(part) = self.parts.get_mut(&checkpoint.part) else {
+            return Merged::Invalid("the run has no such part");
+        };
+        if checkpoint.weights.bytes > BLOB_BYTES_MAX || checkpoint.state.bytes > BLOB_BYTES_MAX {
+            return Merged::Invalid("its blobs are larger than any checkpoint's");
+        }
+        if !checkpoint.held_out_loss.is_finite() {
+            return Merged::Invalid("its loss is not finite");
+        }
+        match part.claims.get(&checkpoint.claim) {
+            None => return Merged::Unlinked,
+            Some(claim) if claim.author() != checkpoint.author() => {
+                return Merged::Invalid("another node owned the claim");
+            }
+            Some(claim) if claim.term != checkpoint.term => return Merged::Invalid("the claim has another term"),
+            Some(_) => {}
+        }
+        let id = checkpoint.id();
+        if part.checkpoints.contains_key(&id) {
+            return Merged::Known;
+        }
+        part.checkpoints.insert(id, checkpoint);
+        if part.checkpoints.len() > CHECKPOINTS_MAX {
+            let least = part.checkpoints.iter().min_by_key(|(id, it)| (it.term, it.step, **id)).map(|(id, _)| *id);
+            if let Some(least) = least {
+                part.checkpoints.remove(&least);
+                if least == id {
+                    return Merged::Known;
+                }
+            }
+        }
+        Merged::New
+    }
+
+    /// The part's current claim: the greatest by (term, name) of those whose chain of predecessors is known back to term 1.
+    pub fn current(&self, part: Part) -> Option<&Verified<Claim>> {
+        let part = self.parts.get(&part)?;
+        let greatest = part.linked.iter().max_by_key(|id| (part.claims[id].term, **id))?;
+        Some(&part.claims[greatest])
+    }
+
+    /// The current claim's name.
+    pub fn current_id(&self, part: Part) -> Option<ClaimId> {
+        self.current(part).map(|claim| claim.id(self.run, claim.author()))
+    }
+
+    /// A claim by its name, linked or not.
+    pub fn claim(&self, part: Part, id: ClaimId) -> Option<&Verified<Claim>> {
+        self.parts.get(&part)?.claims.get(&id)
+    }
+
+    /// The part's checkpoints, best first: those fenced by the current claim, then by term, step and name.
+    pub fn checkpoints(&self, part: Part) -> Vec<&Verified<Checkpoint>> {
+        let current = self.current_id(part);
+        let Some(part) = self.parts.get(&part) else { return Vec::new() };
+        let mut all: Vec<_> = part.checkpoints.iter().collect();
+        all.sort_by_key(|(id, it)| Reverse((Some(it.claim) == current, it.term, it.step, **id)));
+        all.into_iter().map(|(_, checkpoint)| checkpoint).collect()
+    }
+
+    /// A checkpoint by its name.
+    pub fn checkpoint(&self, part: Part, id: CheckpointId) -> Option<&Verified<Checkpoint>> {
+        self.parts.get(&part)?.checkpoints.get(&id)
+    }
+
+    /// A hash a part, to compare registers by.
+    pub fn digest(&self) -> Digest {
+        let digest = |part: &PartRegister| {
+            let mut bytes = Vec::new();
+            for (id, claim) in &part.claims {
+                bytes.extend_from_slice(&id.0.0);
+                bytes.extend_from_slice(&claim.seq.to_le_bytes());
+            }
+            for id in part.checkpoints.keys() {
+                bytes.extend_from_slice(&id.0.0);
+            }
+            Hash::of_fields("paris-node 1 register digest", &[&bytes])
+        };
+        Digest(self.parts.iter().map(|(part, register)| (*part, digest(register))).collect())
+    }
+
+    /// The records of every part in which `other` differs, as many as an answer may hold; a later exchange brings the rest.
+    pub fn differing(&self, other: &Digest) -> Records {
+        let mine = self.digest();
+        let mut records = Records::default();
+        let mut room = Records::LIMIT - 1024;
+        for (part, register) in &self.parts {
+            if other.0.get(part) == mine.0.get(part) {
+                continue;
+            }
+            let mut claims: Vec<_> = register.claims.values().collect();
+            claims.sort_by_key(|claim| claim.term);
+            for claim in claims {
+                let Some(left) = room.checked_sub(encoded_len(claim.signed())) else { return records };
+                room = left;
+                records.claims.push(claim.signed().clone());
+            }
+            for checkpoint in register.checkpoints.values() {
+                let Some(left) = room.checked_sub(encoded_len(checkpoint.signed())) else { return records };
+                room = left;
+                records.checkpoints.push(checkpoint.signed().clone());
+            }
+        }
+        records
+    }
+}
+
+impl PartRegister {
+    /// Links every claim that has become linkable.
+    fn link(&mut self) {
+        let mut waiting: Vec<_> = self.claims.iter().filter(|(id, _)| !self.linked.contains(id)).collect();
+        waiting.sort_by_key(|(_, claim)| claim.term);
+        for (id, claim) in waiting {
+            let counts = match claim.previous {
+                None => claim.term == 1,
+                Some(previous) => {
+                    self.linked.contains(&previous.claim) && {
+                        let before = &self.claims[&previous.claim];
+                        before.author() == previous.owner && before.term.checked_add(1) == Some(claim.term)
+                    }
+                }
+            };
+            if counts {
+                self.linked.insert(*id);
+            }
+        }
+    }
+}
