@@ -209,10 +209,11 @@ impl Agent {
 
     fn pull_from(&mut self, peer: NodeId) {
         let asked = |action: &Action| matches!(action, Action::Pull { peer: other, .. } if *other == peer);
-        if self.connected.contains(&peer) && !self.actions.iter().any(asked) {
-            if let Ok(request) = self.register.digest().to_bytes() {
-                self.act(Action::Pull { peer, request });
-            }
+        if self.connected.contains(&peer)
+            && !self.actions.iter().any(asked)
+            && let Ok(request) = self.register.digest().to_bytes()
+        {
+            self.act(Action::Pull { peer, request });
         }
     }
 }
