@@ -10,6 +10,7 @@
 pub mod dataset;
 pub mod kmeans;
 pub mod prepare;
+pub mod prepared;
 pub mod shard;
 pub mod source;
 
@@ -18,6 +19,7 @@ mod folder;
 mod picture;
 
 pub use dataset::{Dataset, DatasetError};
-pub use prepare::{ClusterShards, PrepareError, PrepareSettings, Prepared, Progress, ShardInfo, prepare};
+pub use prepare::{PrepareError, Progress, prepare};
+pub use prepared::{ClusterShards, PrepareSettings, Prepared, ShardInfo};
 pub use shard::{Shard, ShardError, shard_hash};
 pub use source::{Sample, Skipped, Source, SourceError};

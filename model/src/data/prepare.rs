@@ -8,19 +8,13 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
-use serde::{Deserialize, Serialize};
 
 use super::kmeans::{KMeans, KMeansError};
-use super::shard::{SAMPLES_MAX, SIDE_MAX, Shard, ShardError, shard_hash};
+use super::prepared::{ClusterShards, FILE_NAME, PrepareSettings, Prepared, ShardInfo, VERSION};
+use super::shard::{Shard, ShardError, shard_hash};
 use super::source::{Skipped, Source, SourceError};
 use crate::features::ImageFeatures;
 
-/// Version of `prepared.json` that this program writes and reads.
-pub const VERSION: u32 = 1;
-/// The file that says which shards belong together.
-pub const FILE_NAME: &str = "prepared.json";
-/// Largest `prepared.json` that is read, in bytes.
-const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Pictures whose features are computed at once.
 const PICTURES_A_CALL: usize = 64;
 
@@ -73,48 +67,6 @@ pub enum PrepareError {
     Damaged(PathBuf),
 }
 
-/// What decides the shards, beside the source and the features.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PrepareSettings {
-    /// Number of clusters, and so of experts.
-    pub clusters: usize,
-    /// Side of every picture, in pixels.
-    pub size: u32,
-    /// Fraction of each cluster that is kept for validation, below 1; at least one picture, unless it is 0.
-    pub held_out: f64,
-    /// Most samples in one shard.
-    pub samples_per_shard: usize,
-    /// What clustering, the held-out choice and the order of samples follow from.
-    pub seed: u64,
-    /// Stop after this many usable pictures.
-    pub limit: Option<usize>,
-}
-
-impl Default for PrepareSettings {
-    fn default() -> Self {
-        Self { clusters: 4, size: 32, held_out: 0.1, samples_per_shard: 4096, seed: 0, limit: None }
-    }
-}
-
-impl PrepareSettings {
-    fn check(&self) -> Result<(), PrepareError> {
-        let refuse = |message: String| Err(PrepareError::Settings(message));
-        if self.clusters == 0 {
-            return refuse("at least one cluster is needed".into());
-        }
-        if !(1..=SIDE_MAX as u32).contains(&self.size) {
-            return refuse(format!("a size of {} where 1 to {SIDE_MAX} is possible", self.size));
-        }
-        if !(0.0..1.0).contains(&self.held_out) {
-            return refuse(format!("a held-out fraction of {} where 0 to less than 1 is possible", self.held_out));
-        }
-        if !(1..=SAMPLES_MAX).contains(&self.samples_per_shard) {
-            return refuse(format!("{} samples a shard where 1 to {SAMPLES_MAX} are possible", self.samples_per_shard));
-        }
-        Ok(())
-    }
-}
-
 /// How far preparing has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
@@ -135,91 +87,6 @@ pub enum Progress {
         /// Shards so far.
         shards: usize,
     },
-}
-
-/// One shard as a run manifest names it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShardInfo {
-    /// BLAKE3 hash of the file, 64 lower-case hexadecimal digits.
-    pub hash: String,
-    /// Size of the file, in bytes.
-    pub bytes: u64,
-    /// Samples in it.
-    pub samples: usize,
-}
-
-impl ShardInfo {
-    /// Where the shard lies in the folder it was prepared into.
-    pub fn path(&self, folder: &Path) -> PathBuf {
-        folder.join(format!("{}.safetensors", self.hash))
-    }
-
-    /// Reads the shard's bytes and checks them against the hash.
-    pub fn load(&self, folder: &Path) -> Result<Vec<u8>, PrepareError> {
-        let path = self.path(folder);
-        let bytes = read_bounded(&path, self.bytes).map_err(at(&path))?;
-        if shard_hash(&bytes).to_hex().as_str() != self.hash {
-            return Err(PrepareError::Damaged(path));
-        }
-        Ok(bytes)
-    }
-}
-
-/// The shards of one cluster.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClusterShards {
-    /// To train on.
-    pub train: Vec<ShardInfo>,
-    /// To validate on; no picture of it is in any training shard.
-    pub held_out: Vec<ShardInfo>,
-}
-
-impl ClusterShards {
-    /// Samples in all its shards.
-    pub fn samples(&self) -> usize {
-        self.train.iter().chain(&self.held_out).map(|shard| shard.samples).sum()
-    }
-}
-
-/// What was prepared: the contents of `prepared.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Prepared {
-    /// [`VERSION`] of the program that wrote it.
-    pub version: u32,
-    /// What it was prepared with.
-    pub settings: PrepareSettings,
-    /// Shards by cluster.
-    pub clusters: Vec<ClusterShards>,
-    /// What the source held that couldn't be used.
-    pub skipped: Skipped,
-}
-
-impl Prepared {
-    /// Reads the record that [`prepare`] left in `folder`.
-    pub fn read(folder: &Path) -> Result<Self, PrepareError> {
-        let path = folder.join(FILE_NAME);
-        let bytes = read_bounded(&path, FILE_BYTES_MAX).map_err(at(&path))?;
-        let refuse = |reason: String| PrepareError::Record { path: path.clone(), reason };
-        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|error| refuse(error.to_string()))?;
-        // The version comes first: another version may have other fields.
-        let version = value.get("version").and_then(serde_json::Value::as_u64);
-        if version != Some(u64::from(VERSION)) {
-            return Err(refuse(format!("its version is {version:?} and this program reads {VERSION}")));
-        }
-        let prepared: Self = serde_json::from_value(value).map_err(|error| refuse(error.to_string()))?;
-        prepared.settings.check()?;
-        let shards = prepared.clusters.iter().flat_map(|cluster| cluster.train.iter().chain(&cluster.held_out));
-        for shard in shards {
-            // A hash becomes a file name, so nothing else may stand there.
-            if shard.hash.len() != 64 || !shard.hash.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
-                return Err(refuse(format!("{:?} is no hash", shard.hash)));
-            }
-        }
-        if prepared.clusters.len() != prepared.settings.clusters {
-            return Err(refuse("it doesn't list as many clusters as its settings ask for".into()));
-        }
-        Ok(prepared)
-    }
 }
 
 /// Reads `source`, clusters its pictures by `features` and writes each cluster's training and held-out shards into
@@ -441,15 +308,6 @@ fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), PrepareError> {
     write().map_err(at(path))
 }
 
-fn read_bounded(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit {
-        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, format!("it is larger than {limit} bytes")));
-    }
-    Ok(bytes)
-}
-
-fn at(path: &Path) -> impl FnOnce(std::io::Error) -> PrepareError {
+pub(super) fn at(path: &Path) -> impl FnOnce(std::io::Error) -> PrepareError {
     move |error| PrepareError::Io { path: path.to_owned(), error }
 }

@@ -14,6 +14,8 @@ pub const CAPTION_BYTES_MAX: usize = 4096;
 pub(super) const CAPTION_FILE_BYTES_MAX: u64 = 1 << 20;
 /// How many reasons [`Skipped`] keeps.
 const REASONS_MAX: usize = 8;
+/// How much of a name a reason shows, in bytes.
+const REASON_NAME_BYTES_MAX: usize = 256;
 
 /// Why a source can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +69,7 @@ impl Skipped {
     pub(super) fn add(&mut self, name: &str, reason: &str) {
         self.count += 1;
         if self.reasons.len() < REASONS_MAX {
+            let name = &name[..name.floor_char_boundary(REASON_NAME_BYTES_MAX)];
             self.reasons.push(format!("{name}: {reason}"));
         }
     }
