@@ -4,7 +4,7 @@
 //! Source (folder, tar)  ->  features  ->  balanced k-means  ->  shards by cluster  ->  Dataset
 //! ```
 //!
-//! The first four steps run once, where an organiser prepares a run ([`prepare`]); the shards they leave are named by
+//! The first four steps run once, where an organiser prepares a run ([`prepare()`]); the shards they leave are named by
 //! their BLAKE3 hash and travel the network; [`Dataset`] reads them again on every machine that trains.
 
 pub mod dataset;
