@@ -1,0 +1,25 @@
+//! From a person's pictures to what training reads.
+//!
+//! ```text
+//! Source (folder, tar)  ->  features  ->  balanced k-means  ->  shards by cluster  ->  Dataset
+//! ```
+//!
+//! The first four steps run once, where an organiser prepares a run ([`prepare()`]); the shards they leave are named by
+//! their BLAKE3 hash and travel the network; [`Dataset`] reads them again on every machine that trains.
+
+pub mod dataset;
+pub mod kmeans;
+pub mod prepare;
+pub mod prepared;
+pub mod shard;
+pub mod source;
+
+mod archive;
+mod folder;
+mod picture;
+
+pub use dataset::{Dataset, DatasetError};
+pub use prepare::{PrepareError, Progress, prepare};
+pub use prepared::{ClusterShards, PrepareSettings, Prepared, ShardInfo};
+pub use shard::{Shard, ShardError, shard_hash};
+pub use source::{Sample, Skipped, Source, SourceError};

@@ -1,0 +1,116 @@
+//! Shards come from strangers: whole ones round-trip, anything else is an error and never a panic.
+
+use paris_model::data::{Shard, ShardError, shard_hash};
+use proptest::prelude::*;
+use safetensors::tensor::{Dtype, TensorView, serialize};
+
+fn shard(captions: &[String]) -> Shard {
+    let pixels = (0..captions.len() * 2 * 3 * 3).map(|i| i as u8).collect();
+    Shard::new(2, 3, pixels, captions.to_vec()).unwrap()
+}
+
+/// A file with the three tensors, any of which may be wrong.
+fn file(pixels: (Vec<usize>, &[u8]), captions: &[u8], ends: &[u32]) -> Vec<u8> {
+    let ends: Vec<u8> = ends.iter().flat_map(|end| end.to_le_bytes()).collect();
+    let tensors = [
+        ("pixels", TensorView::new(Dtype::U8, pixels.0, pixels.1).unwrap()),
+        ("captions", TensorView::new(Dtype::U8, vec![captions.len()], captions).unwrap()),
+        ("caption_ends", TensorView::new(Dtype::U32, vec![ends.len() / 4], &ends).unwrap()),
+    ];
+    serialize(tensors, None).unwrap()
+}
+
+#[test]
+fn the_bytes_are_the_same_on_every_machine() {
+    let bytes = shard(&["a cat".into(), String::new(), "ein Bär".into()]).write().unwrap();
+    assert_eq!(shard_hash(&bytes).to_hex().as_str(), GOLDEN);
+}
+
+/// Changing this changes the name of every shard ever prepared.
+const GOLDEN: &str = "b043159161cd7394167027173b1a80a5984c7d3c8c3690f98cc41a35dcd5f888";
+
+#[test]
+fn broken_layouts_are_refused() {
+    let pixels = (vec![2, 1, 1, 3], &[0u8; 6][..]);
+    assert!(Shard::read(&file(pixels.clone(), b"abc", &[1, 3])).is_ok());
+    let broken = [
+        file(pixels.clone(), b"abc", &[1, 2]),
+        file(pixels.clone(), b"abc", &[1, 4]),
+        file(pixels.clone(), b"abc", &[3, 1]),
+        file(pixels.clone(), b"abc", &[1, u32::MAX]),
+        file(pixels.clone(), b"abc", &[3]),
+        file(pixels.clone(), b"\xffbc", &[1, 3]),
+        file(pixels, "€".as_bytes(), &[1, 3]),
+        file((vec![2, 1, 3, 1], &[0; 6]), b"abc", &[1, 3]),
+        file((vec![6], &[0; 6]), b"abc", &[1, 3]),
+        file((vec![0, 1, 1, 3], &[]), b"", &[]),
+        file((vec![1, 0, 1, 3], &[]), b"a", &[1]),
+        file((vec![1, 1, 5000, 3], &[0; 15000]), b"a", &[1]),
+    ];
+    for bytes in broken {
+        assert!(Shard::read(&bytes).is_err());
+    }
+    let one = TensorView::new(Dtype::U8, vec![1], &[0]).unwrap();
+    assert!(Shard::read(&serialize([("pixels", one)], None).unwrap()).is_err());
+}
+
+#[test]
+fn a_claimed_header_is_not_believed() {
+    for claimed in [u64::MAX, 1 << 32, (1 << 20) + 1, 9] {
+        let mut bytes = claimed.to_le_bytes().to_vec();
+        bytes.extend([b'{'; 8]);
+        assert!(matches!(Shard::read(&bytes), Err(ShardError::Header { .. })), "{claimed}");
+    }
+    assert!(matches!(Shard::read(&[]), Err(ShardError::Header { .. })));
+}
+
+#[test]
+fn samples_that_make_no_shard_are_refused() {
+    assert!(Shard::new(2, 3, vec![], vec![]).is_err());
+    assert!(Shard::new(0, 3, vec![], vec!["a".into()]).is_err());
+    assert!(Shard::new(2, 3, vec![0; 17], vec!["a".into()]).is_err());
+    assert!(Shard::new(usize::MAX, usize::MAX, vec![0; 17], vec!["a".into()]).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn shards_come_back_as_they_were_written(captions in prop::collection::vec(".{0,20}", 1..20)) {
+        let shard = shard(&captions);
+        prop_assert_eq!(Shard::read(&shard.write().unwrap()).unwrap(), shard);
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = Shard::read(&bytes);
+    }
+
+    #[test]
+    fn changed_bytes_never_panic(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        cut in any::<prop::sample::Index>(),
+        shorten in any::<bool>(),
+    ) {
+        let mut bytes = shard(&["a cat".into(), "a dog".into()]).write().unwrap();
+        for (place, value) in changes {
+            let place = place.index(bytes.len());
+            bytes[place] = value;
+        }
+        if shorten {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        if let Ok(shard) = Shard::read(&bytes) {
+            prop_assert_eq!(shard.pixels().len(), shard.len() * shard.height() * shard.width() * 3);
+            prop_assert_eq!(shard.captions().len(), shard.len());
+        }
+    }
+
+    #[test]
+    fn any_header_never_panics(header in "\\{(\"(pixels|captions|caption_ends)\":\\{\"dtype\":\"(U8|U32|F32)\",\"shape\":\\[[0-9]{1,20}(,[0-9]{1,20}){0,3}\\],\"data_offsets\":\\[[0-9]{1,20},[0-9]{1,20}\\]\\},?){0,3}\\}", body in prop::collection::vec(any::<u8>(), 0..64)) {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend(body);
+        let _ = Shard::read(&bytes);
+    }
+}
