@@ -1,3 +1,4 @@
 //! (skeleton)
 
+pub mod blobs;
 pub mod network;
