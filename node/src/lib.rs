@@ -1,1 +1,4 @@
 //! (skeleton)
+
+pub mod blobs;
+pub mod network;

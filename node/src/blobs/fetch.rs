@@ -1,0 +1,267 @@
+//! Fetching one blob from several providers at once.
+//!
+//! Every provider is first asked for the blob's last chunk, which proves the size; then all of them take pieces from one
+//! list ([`super::pieces`]). A provider that fails, stalls or sends wrong bytes gives its piece back and is out; what it
+//! had delivered is verified and kept. So the fastest provider sends most, and any one that has the blob is enough.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use iroh::EndpointId;
+use iroh::endpoint::Connection;
+use iroh_blobs::Hash;
+use iroh_blobs::api::Store;
+use iroh_blobs::api::remote::GetProgressItem;
+use iroh_blobs::get::request::get_verified_size;
+use iroh_blobs::protocol::{ChunkRanges, GetRequest};
+use libp2p::futures::stream::{FuturesUnordered, StreamExt};
+use paris_protocol::identity::NodeId;
+use tokio::sync::OnceCell;
+
+use super::pieces::Pieces;
+use super::pins::partial_tag;
+use super::{Blobs, BlobsError, Hash32, ProviderFailure};
+
+/// Pieces that one provider sends at once: the next is asked for while the last is under way.
+const PIECES_PER_PROVIDER: usize = 2;
+/// Providers of one fetch; more are not asked.
+const PROVIDERS_MAX: usize = 16;
+
+/// What is known of a blob's size before it is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// A signed record claims this many bytes; anything else is an error.
+    Exactly(u64),
+    /// Only the hash is known (a manifest, say); so many bytes are bearable.
+    AtMost(u64),
+}
+
+/// What to fetch, and from whom.
+#[derive(Debug, Clone)]
+pub struct FetchRequest {
+    /// The blob.
+    pub hash: Hash32,
+    /// Its size, as far as known.
+    pub size: Size,
+    /// Who may have it. Their addresses must have been [learnt](Blobs::learn). At most sixteen are asked.
+    pub providers: Vec<NodeId>,
+    /// The name under which it is kept.
+    pub tag: String,
+}
+
+/// How a fetch went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchReport {
+    /// The blob's size in bytes.
+    pub bytes: u64,
+    /// Bytes that were here before.
+    pub resumed: u64,
+    /// Bytes from each provider that sent any.
+    pub per_provider: BTreeMap<NodeId, u64>,
+    /// Providers that dropped out on the way.
+    pub failures: Vec<ProviderFailure>,
+}
+
+pub(super) async fn fetch(blobs: &Blobs, request: FetchRequest) -> Result<FetchReport, BlobsError> {
+    let hash = Hash::from(request.hash);
+    // Before looking, so that it is not swept while we look.
+    let held = blobs.store.tags().temp_tag(hash).await.map_err(BlobsError::store)?;
+    if let Some(bytes) = blobs.size(request.hash).await? {
+        check_size(hash, request.size, bytes)?;
+        blobs.keep(&request.tag, held).await?;
+        return Ok(FetchReport { bytes, resumed: bytes, per_provider: BTreeMap::new(), failures: Vec::new() });
+    }
+    // What arrives outlives this fetch, should it fail, and this process.
+    let partial = partial_tag(&hash);
+    let partial_held = blobs.store.tags().temp_tag(hash).await.map_err(BlobsError::store)?;
+    blobs.pins.set_tag(&partial, partial_held);
+    blobs.store.tags().set(&partial, hash).await.map_err(BlobsError::store)?;
+
+    let present = blobs.store.observe(hash).await.map_err(BlobsError::store)?;
+    let transfer = Transfer {
+        store: blobs.store.clone(),
+        hash,
+        size: request.size,
+        present: present.ranges.clone(),
+        workers: PIECES_PER_PROVIDER * request.providers.len().min(PROVIDERS_MAX),
+        stall_timeout: blobs.stall_timeout,
+        pieces: OnceCell::new(),
+        received: Mutex::default(),
+    };
+    let failures = transfer.run(blobs, &request.providers).await;
+    let outcome = match failures {
+        Ok(failures) => transfer.conclude(present.total_bytes(), failures).await,
+        Err(wrong_size) => Err(wrong_size),
+    };
+    match outcome {
+        Ok(report) => {
+            blobs.keep(&request.tag, held).await?;
+            blobs.untag(&partial).await?;
+            Ok(report)
+        }
+        Err(error) => {
+            let arrived = blobs.store.observe(hash).await.map_or(0, |bitfield| bitfield.total_bytes());
+            if arrived == 0 {
+                blobs.untag(&partial).await?;
+            }
+            Err(error)
+        }
+    }
+}
+
+fn check_size(hash: Hash, expected: Size, size: u64) -> Result<(), BlobsError> {
+    match expected {
+        Size::Exactly(claimed) if claimed != size => Err(BlobsError::WrongSize { hash, size, claimed }),
+        Size::AtMost(limit) if size > limit => Err(BlobsError::TooLarge { hash, size, limit }),
+        _ => Ok(()),
+    }
+}
+
+/// Why a provider stops.
+enum Stop {
+    /// This provider is out; the others go on.
+    Provider(String),
+    /// The blob is not what was asked for: nobody need go on.
+    Blob(BlobsError),
+}
+
+impl Stop {
+    fn provider(reason: impl std::fmt::Display) -> Self {
+        Self::Provider(format!("{reason:#}"))
+    }
+}
+
+/// One fetch under way.
+struct Transfer {
+    store: Store,
+    hash: Hash,
+    size: Size,
+    present: ChunkRanges,
+    workers: usize,
+    stall_timeout: Duration,
+    /// The verified size and the work list, set by the first provider that proves the size.
+    pieces: OnceCell<(u64, Pieces)>,
+    received: Mutex<BTreeMap<NodeId, u64>>,
+}
+
+impl Transfer {
+    /// Lets the providers work until all is here or none is left. Returns who dropped out.
+    async fn run(&self, blobs: &Blobs, providers: &[NodeId]) -> Result<Vec<ProviderFailure>, BlobsError> {
+        let mut failures = Vec::new();
+        let own = NodeId(*blobs.endpoint.id().as_bytes());
+        let mut serving: FuturesUnordered<_> = providers
+            .iter()
+            .filter(|provider| **provider != own)
+            .take(PROVIDERS_MAX)
+            .map(async |provider| (*provider, self.serve(blobs, *provider).await))
+            .collect();
+        while let Some((provider, result)) = serving.next().await {
+            match result {
+                Ok(()) => {}
+                Err(Stop::Provider(reason)) => {
+                    tracing::debug!(%provider, reason, hash = %self.hash.fmt_short(), "a provider dropped out");
+                    failures.push(ProviderFailure { provider, reason });
+                }
+                Err(Stop::Blob(error)) => return Err(error),
+            }
+            // Those who are still connecting are not waited for.
+            if self.pieces.get().is_some_and(|(_, pieces)| pieces.is_done()) {
+                break;
+            }
+        }
+        Ok(failures)
+    }
+
+    async fn conclude(&self, resumed: u64, tried: Vec<ProviderFailure>) -> Result<FetchReport, BlobsError> {
+        let now = self.store.observe(self.hash).await.map_err(BlobsError::store)?;
+        match self.pieces.get() {
+            Some((size, _)) if now.is_complete() && now.size() == *size => Ok(FetchReport {
+                bytes: *size,
+                resumed,
+                per_provider: self.received.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+                failures: tried,
+            }),
+            Some((size, _)) => {
+                let missing = format!("{} of {size} bytes have arrived", now.total_bytes());
+                Err(BlobsError::Unavailable { hash: self.hash, missing, tried })
+            }
+            None => {
+                let missing = "nobody could prove to have it".into();
+                Err(BlobsError::Unavailable { hash: self.hash, missing, tried })
+            }
+        }
+    }
+
+    /// One provider, from connecting to the last piece.
+    async fn serve(&self, blobs: &Blobs, provider: NodeId) -> Result<(), Stop> {
+        let id = EndpointId::from_bytes(&provider.0).map_err(Stop::provider)?;
+        let connecting = blobs.endpoint.connect(id, iroh_blobs::ALPN);
+        let connection = tokio::time::timeout(blobs.connect_timeout, connecting)
+            .await
+            .map_err(|_| Stop::provider(format!("no connection within {:?}", blobs.connect_timeout)))?
+            .map_err(Stop::provider)?;
+        let size = self.before_stall(get_verified_size(&connection, &self.hash)).await?.map_err(Stop::provider)?.0;
+        check_size(self.hash, self.size, size).map_err(Stop::Blob)?;
+        let cut = async || (size, Pieces::cut(size, self.workers, &self.present));
+        let (_, pieces) = self.pieces.get_or_init(cut).await;
+        let mut workers: FuturesUnordered<_> =
+            (0..PIECES_PER_PROVIDER).map(|_| self.work(&connection, provider, pieces)).collect();
+        // Both run to their end: each gives back its own piece.
+        let mut outcome = Ok(());
+        while let Some(result) = workers.next().await {
+            outcome = outcome.and(result);
+        }
+        connection.close(0u32.into(), b"done");
+        outcome
+    }
+
+    /// Fetches piece after piece from one provider.
+    async fn work(&self, connection: &Connection, provider: NodeId, pieces: &Pieces) -> Result<(), Stop> {
+        while let Some(piece) = pieces.take().await {
+            match self.fetch_piece(connection, provider, &piece).await {
+                Ok(()) => pieces.finish(),
+                Err(stop) => {
+                    pieces.give_back(piece);
+                    return Err(stop);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn fetch_piece(&self, connection: &Connection, provider: NodeId, piece: &ChunkRanges) -> Result<(), Stop> {
+        // A provider that failed may have delivered a part of it.
+        let here = self.store.observe(self.hash).await.map_err(|error| Stop::Blob(BlobsError::store(error)))?;
+        let missing = piece.clone() - here.ranges;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let request = GetRequest::blob_ranges(self.hash, missing);
+        let mut progress = Box::pin(self.store.remote().execute_get(connection.clone(), request).stream());
+        let mut counted = 0;
+        loop {
+            match self.before_stall(progress.next()).await? {
+                Some(GetProgressItem::Progress(bytes)) => self.count(provider, &mut counted, bytes),
+                Some(GetProgressItem::Done(stats)) => {
+                    self.count(provider, &mut counted, stats.payload_bytes_read);
+                    return Ok(());
+                }
+                Some(GetProgressItem::Error(error)) => return Err(Stop::provider(error)),
+                None => return Err(Stop::provider("the stream ended early")),
+            }
+        }
+    }
+
+    /// Adds to a provider's account what a request has delivered beyond `counted` bytes.
+    fn count(&self, provider: NodeId, counted: &mut u64, bytes: u64) {
+        let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        *received.entry(provider).or_default() += bytes.saturating_sub(*counted);
+        *counted = bytes.max(*counted);
+    }
+
+    async fn before_stall<T>(&self, future: impl Future<Output = T>) -> Result<T, Stop> {
+        let stalled = |_| Stop::provider(format!("sent nothing for {:?}", self.stall_timeout));
+        tokio::time::timeout(self.stall_timeout, future).await.map_err(stalled)
+    }
+}
