@@ -1,9 +1,26 @@
-//! What a Paris run learns: data, clusters, experts, router, training, sampling and checkpoints. No network.
+//! What a Paris run learns. No network.
+//!
+//! Pictures with captions become content-addressed shards ([`data`]); an [`expert`] is trained on the shards of one cluster and the [`router`] on those of
+//! all ([`trainer`]); the [`sampler`] draws with the mixture of them. All randomness follows from keys and counters ([`random`]).
 
 pub mod batch;
+pub mod checkpoint;
+pub mod config;
 pub mod data;
 pub mod distance;
+pub mod expert;
 pub mod features;
+pub mod flow;
 pub mod grid;
 pub mod image_codec;
+mod layers;
+pub mod ops;
+pub mod optimizer;
+pub mod parameters;
+pub mod random;
+pub mod router;
+pub mod sampler;
 pub mod text;
+pub mod trainer;
+
+pub use candle_core::{Device, Tensor};

@@ -195,6 +195,15 @@ impl Blobs {
         self.untag(&pins::partial_tag(&Hash::from(hash))).await.map(drop)
     }
 
+    /// Gives a blob that is here one more name.
+    ///
+    /// # Errors
+    /// [`BlobsError::Missing`] if it is not wholly here.
+    pub async fn tag(&self, tag: &str, hash: Hash32) -> Result<(), BlobsError> {
+        let held = self.store.tags().temp_tag(Hash::from(hash)).await.map_err(BlobsError::store)?;
+        self.keep(tag, held).await.map(drop)
+    }
+
     /// Drops one tag; true if it was there. The blob is swept at a later collection unless another tag holds it.
     pub async fn untag(&self, tag: &str) -> Result<bool, BlobsError> {
         self.pins.drop_tags(|name| name == tag);

@@ -1,0 +1,366 @@
+//! Training a part: one object whose every step follows from (key, step) and the data.
+
+use std::collections::BTreeMap;
+
+use candle_core::{D, Device, Tensor, Var};
+
+use crate::{
+    batch::{Batch, BatchSource, Text},
+    checkpoint::{self, CheckpointError},
+    config::{ConfigError, PartConfig, Shapes},
+    expert::Expert,
+    flow::noised,
+    optimizer::{AdamW, Moments, Schedule},
+    parameters::{FROZEN, Parameters},
+    random::Stream,
+    router::Router,
+};
+
+/// How a part is trained.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainSettings {
+    /// Samples a step.
+    pub batch: usize,
+    /// AdamW's learning rate after warm-up.
+    pub learning_rate: f64,
+    /// Steps of linear warm-up.
+    pub warmup_steps: u64,
+    /// Global gradient norm above which gradients are scaled down.
+    pub clip: f64,
+    /// Decay of the averaged weights, approached as min(decay, (1 + n) / (10 + n)).
+    pub ema_decay: f64,
+    /// Share of captions replaced by the null text.
+    pub caption_drop: f32,
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug)]
+pub struct StepReport {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// The batch's loss: mean squared error of the velocity, or cross-entropy of the cluster.
+    pub loss: f32,
+    /// The gradients' global norm before clipping.
+    pub gradient_norm: f32,
+}
+
+/// Training that cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The model's shapes do not fit.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The state to resume from is not this part's.
+    #[error("the state to resume from: {0}")]
+    State(#[from] CheckpointError),
+    /// The loss or the gradients left the range of numbers.
+    #[error(
+        "step {step} failed: loss {loss}, gradient norm {gradient_norm}. Go on from an earlier checkpoint, or with a lower learning rate"
+    )]
+    NotFinite {
+        /// The step.
+        step: u64,
+        /// Its loss.
+        loss: f32,
+        /// Its gradients' norm.
+        gradient_norm: f32,
+    },
+    /// There is nothing to train or measure on.
+    #[error("the part has no samples")]
+    NoSamples,
+    /// candle refused.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+/// The names under which the parts of a state are stored.
+const PARTS_OF_STATE: [&str; 4] = ["parameter.", "average.", "moment1.", "moment2."];
+/// The step, in two numbers that f32 holds exactly.
+const STEP: &str = "step";
+const STEP_BASE: u64 = 1 << 20;
+
+/// A part in training.
+pub struct Trainer {
+    config: PartConfig,
+    settings: TrainSettings,
+    key: [u8; 32],
+    null_text: Text,
+    device: Device,
+    model: Model,
+    parameters: Parameters,
+    variables: BTreeMap<String, Var>,
+    /// The averaged weights of every trained parameter.
+    average: BTreeMap<String, Vec<f32>>,
+    optimizer: AdamW,
+    step: u64,
+}
+
+/// A part's network.
+enum Model {
+    Expert(Expert),
+    Router(Router),
+}
+
+impl Model {
+    fn new(config: &PartConfig, parameters: &Parameters) -> candle_core::Result<Self> {
+        Ok(match config {
+            PartConfig::Expert(config) => Model::Expert(Expert::new(config, parameters)?),
+            PartConfig::Router(config) => Model::Router(Router::new(config, parameters)?),
+        })
+    }
+
+    /// The mean loss of a batch that was noised by `noise` to the times `t`.
+    fn loss(&self, batch: &Batch, noise: &Tensor, t: &Tensor) -> candle_core::Result<Tensor> {
+        let point = noised(&batch.images, noise, t)?;
+        match self {
+            Model::Expert(expert) => {
+                let velocity = expert.forward(&point.x, &point.time, &batch.text.tokens)?;
+                (velocity - point.velocity)?.sqr()?.mean_all()
+            }
+            Model::Router(router) => {
+                let logits = router.forward(&point.x, &point.time, &batch.text.pooled)?;
+                cross_entropy(&logits, &batch.labels)
+            }
+        }
+    }
+}
+
+/// Mean over the batch of -log softmax(logits)[label].
+pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> candle_core::Result<Tensor> {
+    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
+    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    let own = shifted.gather(&labels.unsqueeze(1)?, D::Minus1)?;
+    (log_sum - own)?.mean_all()
+}
+
+impl Trainer {
+    /// A part at its beginning. `null_text` is the encoding of "", batch 1.
+    pub fn new(
+        config: PartConfig,
+        settings: TrainSettings,
+        key: &[u8; 32],
+        null_text: &Text,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        config.validate()?;
+        let parameters = Parameters::initial(&config, key, device)?;
+        Self::with_parameters(config, settings, key, null_text, device, parameters)
+    }
+
+    fn with_parameters(
+        config: PartConfig,
+        settings: TrainSettings,
+        key: &[u8; 32],
+        null_text: &Text,
+        device: &Device,
+        parameters: Parameters,
+    ) -> Result<Self, TrainError> {
+        let (parameters, variables) = parameters.into_variables()?;
+        let model = Model::new(&config, &parameters)?;
+        let mut average = BTreeMap::new();
+        for (name, variable) in &variables {
+            average.insert(name.clone(), variable.flatten_all()?.to_vec1()?);
+        }
+        let schedule = Schedule {
+            learning_rate: settings.learning_rate,
+            warmup_steps: settings.warmup_steps,
+            clip: settings.clip,
+        };
+        let optimizer = AdamW::new(schedule, &variables);
+        let (key, null_text, device) = (*key, null_text.clone(), device.clone());
+        Ok(Self { config, settings, key, null_text, device, model, parameters, variables, average, optimizer, step: 0 })
+    }
+
+    /// A part as [`Trainer::state`] left it: the next step is the one that would have come.
+    pub fn resume(
+        config: PartConfig,
+        settings: TrainSettings,
+        key: &[u8; 32],
+        null_text: &Text,
+        state: &[u8],
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        config.validate()?;
+        let mut tensors = checkpoint::read(state, &state_shapes(&config), &Device::Cpu)?;
+        let step = match tensors.remove(STEP) {
+            Some(step) => step.to_vec1::<f32>()?,
+            None => return Err(CheckpointError::Missing(STEP.to_owned()).into()),
+        };
+        let mut parts = PARTS_OF_STATE.map(|_| BTreeMap::new());
+        for (name, tensor) in tensors {
+            for (prefix, part) in PARTS_OF_STATE.iter().zip(&mut parts) {
+                if let Some(name) = name.strip_prefix(prefix) {
+                    part.insert(name.to_owned(), tensor.clone());
+                }
+            }
+        }
+        let [parameters, average, first, second] = parts;
+        let mut on_device = BTreeMap::new();
+        for (name, tensor) in parameters {
+            on_device.insert(name, tensor.to_device(device)?);
+        }
+        let parameters = Parameters::from_tensors(on_device);
+        let mut trainer = Self::with_parameters(config, settings, key, null_text, device, parameters)?;
+        let numbers = |tensors: &BTreeMap<String, Tensor>, name: &str| tensors[name].flatten_all()?.to_vec1::<f32>();
+        let mut moments = BTreeMap::new();
+        for (name, average_of_name) in &mut trainer.average {
+            *average_of_name = numbers(&average, name)?;
+            moments.insert(name.clone(), Moments { first: numbers(&first, name)?, second: numbers(&second, name)? });
+        }
+        trainer.optimizer.restore(moments);
+        trainer.step = step[0] as u64 * STEP_BASE + step[1] as u64;
+        Ok(trainer)
+    }
+
+    /// Optimiser steps done since the part's beginning, over all owners.
+    pub fn step_count(&self) -> u64 {
+        self.step
+    }
+
+    /// One optimiser step on the batch that is due. Samples are drawn without replacement, in an order of their own for each epoch.
+    pub fn step(&mut self, data: &dyn BatchSource) -> Result<StepReport, TrainError> {
+        if data.is_empty() {
+            return Err(TrainError::NoSamples);
+        }
+        let indices = self.due_samples(data.len());
+        let batch = data.batch(&indices, &self.device)?;
+        let batch = self.drop_captions(batch, &mut self.stream("caption-drop"))?;
+        let mut times = self.stream("time");
+        let t: Vec<f32> = indices.iter().map(|_| times.uniform()).collect();
+        let t = Tensor::new(t, &self.device)?;
+        let noise = self.stream("noise").normal_tensor(batch.images.shape().clone(), &self.device)?;
+
+        let loss = self.model.loss(&batch, &noise, &t)?;
+        let gradients = loss.backward()?;
+        let loss = loss.to_scalar::<f32>()?;
+        let step = self.step + 1;
+        let gradient_norm = self.optimizer.step(step, &self.variables, &gradients)? as f32;
+        if !loss.is_finite() || !gradient_norm.is_finite() {
+            return Err(TrainError::NotFinite { step, loss, gradient_norm });
+        }
+        self.step = step;
+        self.update_average()?;
+        Ok(StepReport { step, loss, gradient_norm })
+    }
+
+    /// Mean loss of the averaged weights over up to `limit` samples, at times spread evenly and with noise that is the same at every call.
+    pub fn held_out_loss(&self, data: &dyn BatchSource, limit: usize) -> Result<f32, TrainError> {
+        let count = data.len().min(limit);
+        if count == 0 {
+            return Err(TrainError::NoSamples);
+        }
+        let model = Model::new(&self.config, &self.averaged()?)?;
+        let indices: Vec<usize> = (0..count).collect();
+        let mut sum = 0.0;
+        for (number, indices) in indices.chunks(self.settings.batch.max(1)).enumerate() {
+            let batch = data.batch(indices, &self.device)?;
+            let t: Vec<f32> = indices.iter().map(|index| (*index as f32 + 0.5) / count as f32).collect();
+            let mut stream = Stream::new(&self.key, "held-out", number as u64);
+            let noise = stream.normal_tensor(batch.images.shape().clone(), &self.device)?;
+            let loss = model.loss(&batch, &noise, &Tensor::new(t, &self.device)?)?;
+            sum += f64::from(loss.to_scalar::<f32>()?) * indices.len() as f64;
+        }
+        Ok((sum / count as f64) as f32)
+    }
+
+    /// The averaged weights, as bytes to sample with.
+    pub fn weights(&self) -> Result<Vec<u8>, TrainError> {
+        let tensors = self.averaged()?.iter().map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        Ok(checkpoint::write(&tensors)?)
+    }
+
+    /// Everything that the next step depends on, as bytes to resume from.
+    pub fn state(&self) -> Result<Vec<u8>, TrainError> {
+        let mut tensors = BTreeMap::new();
+        let [parameter, average, first, second] = PARTS_OF_STATE;
+        for (name, tensor) in self.parameters.iter() {
+            tensors.insert(format!("{parameter}{name}"), tensor.clone());
+        }
+        for (name, moments) in self.optimizer.moments() {
+            let shape = self.variables[name].shape();
+            let parts = [(average, &self.average[name]), (first, &moments.first), (second, &moments.second)];
+            for (prefix, values) in parts {
+                let tensor = Tensor::from_slice(values, shape, &Device::Cpu)?;
+                tensors.insert(format!("{prefix}{name}"), tensor);
+            }
+        }
+        let step = [(self.step / STEP_BASE) as f32, (self.step % STEP_BASE) as f32];
+        tensors.insert(STEP.to_owned(), Tensor::new(&step, &Device::Cpu)?);
+        Ok(checkpoint::write(&tensors)?)
+    }
+
+    /// The averaged weights as parameters.
+    fn averaged(&self) -> candle_core::Result<Parameters> {
+        let mut tensors = BTreeMap::new();
+        for (name, tensor) in self.parameters.iter() {
+            let averaged = match self.average.get(name) {
+                Some(values) => Tensor::from_slice(values, tensor.shape(), &self.device)?,
+                None => tensor.clone(),
+            };
+            tensors.insert(name.clone(), averaged);
+        }
+        Ok(Parameters::from_tensors(tensors))
+    }
+
+    fn update_average(&mut self) -> candle_core::Result<()> {
+        let steps = self.step as f64;
+        let decay = self.settings.ema_decay.min((1.0 + steps) / (10.0 + steps)) as f32;
+        for (name, average) in &mut self.average {
+            let values = self.variables[name].flatten_all()?.to_vec1::<f32>()?;
+            for (average, value) in average.iter_mut().zip(values) {
+                *average += (1.0 - decay) * (value - *average);
+            }
+        }
+        Ok(())
+    }
+
+    /// The stream of a purpose at the step that is due.
+    fn stream(&self, purpose: &str) -> Stream {
+        Stream::new(&self.key, purpose, self.step)
+    }
+
+    /// Indices of the samples that are due: a pure function of the step.
+    fn due_samples(&self, samples: usize) -> Vec<usize> {
+        let batch = self.settings.batch.max(1);
+        let mut due = Vec::with_capacity(batch);
+        let mut position = self.step as usize * batch;
+        while due.len() < batch {
+            let (epoch, offset) = (position / samples, position % samples);
+            let order = Stream::new(&self.key, "epoch", epoch as u64).permutation(samples);
+            let taken = (batch - due.len()).min(samples - offset);
+            due.extend_from_slice(&order[offset..offset + taken]);
+            position += taken;
+        }
+        due
+    }
+
+    /// Replaces a share of the captions by the null text.
+    fn drop_captions(&self, batch: Batch, stream: &mut Stream) -> candle_core::Result<Batch> {
+        let count = batch.images.dim(0)?;
+        let kept: Vec<u8> = (0..count).map(|_| u8::from(stream.uniform() >= self.settings.caption_drop)).collect();
+        let kept = Tensor::new(kept, &self.device)?;
+        let choose = |text: &Tensor, null: &Tensor| {
+            let mut shape = vec![count];
+            shape.resize(text.rank(), 1);
+            let null = null.to_device(&self.device)?.broadcast_as(text.shape())?;
+            kept.reshape(shape)?.broadcast_as(text.shape())?.where_cond(text, &null)
+        };
+        let tokens = choose(&batch.text.tokens, &self.null_text.tokens)?;
+        let pooled = choose(&batch.text.pooled, &self.null_text.pooled)?;
+        Ok(Batch { text: Text { tokens, pooled }, ..batch })
+    }
+}
+
+/// Names and shapes of everything in a state.
+fn state_shapes(config: &PartConfig) -> Shapes {
+    let mut shapes = Shapes::new();
+    for (name, shape) in config.shapes() {
+        for prefix in PARTS_OF_STATE {
+            if name != FROZEN || prefix == PARTS_OF_STATE[0] {
+                shapes.insert(format!("{prefix}{name}"), shape.clone());
+            }
+        }
+    }
+    shapes.insert(STEP.to_owned(), vec![2]);
+    shapes
+}

@@ -1,0 +1,261 @@
+//! `paris-node manifest`
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use paris_model::data::{Prepared, ShardInfo};
+use paris_protocol::{
+    codec::Wire,
+    hash::Hash,
+    manifest::{
+        Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training, Transformer,
+    },
+    part::Part,
+    ticket::Ticket,
+};
+
+use crate::{
+    api::Client,
+    blobs::{Blobs, BlobsConfig},
+    runtime::{MANIFEST_TAG, recipe, shard_tag},
+    store::{DataDir, Database},
+};
+
+/// Make or show a run's manifest.
+#[derive(Subcommand)]
+pub(super) enum ManifestCommand {
+    New(Box<New>),
+    Inspect(Inspect),
+}
+
+/// Start a run of your own: fix its data, models and rules in a manifest, and join it.
+///
+/// The run's id is the hash of the manifest, so nothing in it can change later. The shards go into this node's blob store, from where other
+/// nodes fetch what they train on.
+#[derive(Args)]
+pub(super) struct New {
+    /// The folder that `paris-node data prepare` wrote.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// What people call the run.
+    #[arg(long, default_value = "a Paris run")]
+    name: String,
+
+    /// Width of the experts.
+    #[arg(long, default_value_t = 192, help_heading = "Models")]
+    width: u16,
+    /// Transformer blocks of an expert.
+    #[arg(long, default_value_t = 6, help_heading = "Models")]
+    depth: u16,
+    /// Attention heads of an expert.
+    #[arg(long, default_value_t = 6, help_heading = "Models")]
+    heads: u16,
+    /// Side of a patch, in pixels, for experts and router.
+    #[arg(long, default_value_t = 2, help_heading = "Models")]
+    patch: u16,
+    /// Width of the router.
+    #[arg(long, default_value_t = 96, help_heading = "Models")]
+    router_width: u16,
+    /// Transformer blocks of the router.
+    #[arg(long, default_value_t = 4, help_heading = "Models")]
+    router_depth: u16,
+    /// Attention heads of the router.
+    #[arg(long, default_value_t = 4, help_heading = "Models")]
+    router_heads: u16,
+    /// A router that does not read the caption, as published. It cannot follow a prompt from pure noise.
+    #[arg(long, help_heading = "Models")]
+    router_without_caption: bool,
+    /// Tokens of an encoded caption.
+    #[arg(long, default_value_t = 8, help_heading = "Models")]
+    text_tokens: u16,
+    /// Numbers of a token.
+    #[arg(long, default_value_t = 64, help_heading = "Models")]
+    text_width: u16,
+
+    /// Samples a step.
+    #[arg(long, default_value_t = 32, help_heading = "Training")]
+    batch: u32,
+    /// AdamW's learning rate.
+    #[arg(long, default_value_t = 1e-3, help_heading = "Training")]
+    learning_rate: f32,
+    /// Steps of linear warm-up.
+    #[arg(long, default_value_t = 50, help_heading = "Training")]
+    warmup: u32,
+    /// Decay of the averaged weights.
+    #[arg(long, default_value_t = 0.999, help_heading = "Training")]
+    ema: f32,
+    /// Share of captions dropped, for classifier-free guidance.
+    #[arg(long, default_value_t = 0.1, help_heading = "Training")]
+    caption_drop: f32,
+    /// Steps after which a part is finished; 0 for never.
+    #[arg(long, default_value_t = 0, help_heading = "Training")]
+    steps: u64,
+
+    /// Between two heartbeats of an owner, milliseconds.
+    #[arg(long, default_value_t = 2_000, help_heading = "Ownership")]
+    heartbeat_ms: u32,
+    /// Silence after which an owner is suspected, milliseconds.
+    #[arg(long, default_value_t = 20_000, help_heading = "Ownership")]
+    ttl_ms: u32,
+    /// Between two checkpoints of a part, milliseconds.
+    #[arg(long, default_value_t = 60_000, help_heading = "Ownership")]
+    checkpoint_ms: u32,
+    /// Distinct nodes that must suspect a silent owner before its part may be claimed.
+    #[arg(long, default_value_t = 1, help_heading = "Ownership")]
+    quorum: u16,
+    /// Nodes besides the owner that keep a part's latest checkpoint.
+    #[arg(long, default_value_t = 2, help_heading = "Ownership")]
+    replicas: u16,
+}
+
+/// Show the current run's manifest, and the ticket with which others join it.
+///
+/// The ticket carries addresses while the node runs; otherwise it names the run and the seeds that this node joined with.
+#[derive(Args)]
+pub(super) struct Inspect {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl ManifestCommand {
+    pub(super) async fn run(self, dir: &DataDir) -> anyhow::Result<()> {
+        match self {
+            ManifestCommand::New(command) => command.run(dir).await,
+            ManifestCommand::Inspect(command) => command.run(dir).await,
+        }
+    }
+}
+
+impl New {
+    async fn run(self, dir: &DataDir) -> anyhow::Result<()> {
+        dir.init()?;
+        let _lock = dir.lock()?;
+        let prepared = Prepared::read(&self.data)?;
+        let manifest = self.manifest(&prepared)?;
+        manifest.check()?;
+        for part in manifest.parts() {
+            recipe::part_config(&manifest, part).validate().with_context(|| format!("the {part} cannot be built"))?;
+        }
+        let (run, bytes) = (manifest.id()?, manifest.to_bytes()?);
+        // Nothing is served yet: loopback will do.
+        let bind = vec![(Ipv4Addr::LOCALHOST, 0).into()];
+        let blobs = Blobs::start(BlobsConfig { bind, ..BlobsConfig::new(dir.secret()?, dir.blobs_path()) }).await?;
+        blobs.add_bytes(MANIFEST_TAG, bytes.clone()).await?;
+        let shards = prepared.clusters.iter().flat_map(|cluster| cluster.train.iter().chain(&cluster.held_out));
+        for shard in shards {
+            let (path, hash) = (shard.path(&self.data), shard.hash.parse::<Hash>()?);
+            let stored = blobs.add_file(&shard_tag(&hash), &path).await?;
+            if stored.hash != hash.0 {
+                bail!(
+                    "{} is not what was prepared: its hash differs. Run `paris-node data prepare` again",
+                    path.display()
+                );
+            }
+        }
+        blobs.shutdown().await;
+        let database = Database::open(dir)?;
+        database.put_manifest(run, &bytes)?;
+        database.join(&Ticket { run, seeds: Vec::new() })?;
+        println!("run {} {:?}: {}", run.0, manifest.name, summary(&manifest));
+        println!("next: paris-node run, which prints the ticket for everyone else");
+        Ok(())
+    }
+
+    fn manifest(&self, prepared: &Prepared) -> anyhow::Result<Manifest> {
+        let shards = |shards: &[ShardInfo]| shards.iter().map(shard).collect::<anyhow::Result<Vec<_>>>();
+        let clusters = prepared
+            .clusters
+            .iter()
+            .map(|cluster| Ok(Cluster { train: shards(&cluster.train)?, held_out: shards(&cluster.held_out)? }));
+        let training = Training {
+            batch: self.batch,
+            learning_rate: self.learning_rate,
+            warmup_steps: self.warmup,
+            clip: 1.0,
+            ema_decay: self.ema,
+            caption_drop: self.caption_drop,
+            steps: self.steps,
+        };
+        Ok(Manifest {
+            version: MANIFEST_VERSION,
+            name: self.name.clone(),
+            image: Image { channels: 3, size: u16::try_from(prepared.settings.size)? },
+            text: TextShape { tokens: self.text_tokens, width: self.text_width },
+            expert: Transformer { width: self.width, depth: self.depth, heads: self.heads, patch: self.patch },
+            router: Transformer {
+                width: self.router_width,
+                depth: self.router_depth,
+                heads: self.router_heads,
+                patch: self.patch,
+            },
+            router_reads_caption: !self.router_without_caption,
+            clusters: clusters.collect::<anyhow::Result<_>>()?,
+            expert_training: training,
+            router_training: training,
+            ownership: Ownership {
+                heartbeat_ms: self.heartbeat_ms,
+                ttl_ms: self.ttl_ms,
+                intent_ms: self.heartbeat_ms / 2,
+                listen_ms: 2 * self.heartbeat_ms,
+                rank_delay_ms: self.heartbeat_ms / 2,
+                checkpoint_ms: self.checkpoint_ms,
+                quorum: self.quorum,
+                replicas: self.replicas,
+            },
+            admission: Admission::Open,
+        })
+    }
+}
+
+fn shard(info: &ShardInfo) -> anyhow::Result<Shard> {
+    Ok(Shard { hash: info.hash.parse()?, bytes: info.bytes, samples: u32::try_from(info.samples)? })
+}
+
+fn summary(manifest: &Manifest) -> String {
+    let samples: u64 = manifest.clusters.iter().flat_map(|it| &it.train).map(|shard| u64::from(shard.samples)).sum();
+    let parameters = |part| recipe::part_config(manifest, part).parameter_count();
+    format!(
+        "{} experts of {} parameters, a router of {}, {samples} training pictures of {size}x{size}",
+        manifest.clusters.len(),
+        parameters(Part::Expert(0)),
+        parameters(Part::Router),
+        size = manifest.image.size,
+    )
+}
+
+impl Inspect {
+    async fn run(self, dir: &DataDir) -> anyhow::Result<()> {
+        let (manifest, ticket) = match Client::of(dir) {
+            Some(client) => {
+                let (assembly, status) = (client.assembly().await?, client.status().await?);
+                (crate::sampling::manifest_of(&assembly)?, status.ticket.unwrap_or_default())
+            }
+            None => stored(dir)?,
+        };
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&manifest)?);
+            return Ok(());
+        }
+        println!("run    {} {:?}", manifest.id()?.0, manifest.name);
+        println!("models {}", summary(&manifest));
+        for (number, cluster) in manifest.clusters.iter().enumerate() {
+            let count = |shards: &[Shard]| shards.iter().map(|shard| shard.samples).sum::<u32>();
+            let (train, held_out) = (count(&cluster.train), count(&cluster.held_out));
+            println!("data   cluster {number}: {train} pictures to train on, {held_out} held out");
+        }
+        println!("ticket {ticket}");
+        Ok(())
+    }
+}
+
+/// Manifest and ticket of a node that does not run.
+fn stored(dir: &DataDir) -> anyhow::Result<(Manifest, String)> {
+    let _lock = dir.lock()?;
+    let database = Database::open(dir)?;
+    let run = database.current_run()?.context("this node belongs to no run yet: paris-node join TICKET")?;
+    let bytes = database.manifest(run)?.context("the manifest is not here yet: `paris-node run` fetches it")?;
+    let ticket = database.ticket(run)?.unwrap_or(Ticket { run, seeds: Vec::new() });
+    Ok((Manifest::read(&bytes)?, ticket.to_string()))
+}

@@ -1,0 +1,131 @@
+//! The command line of `paris-node`, a command per file.
+
+mod data;
+mod init;
+mod join;
+mod manifest;
+mod run;
+mod sample;
+mod status;
+
+use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    runtime::NodeError,
+    store::{DataDir, DirectoryError},
+};
+
+/// Exit code: something went wrong that a restart may cure.
+const FAILURE: u8 = 1;
+/// Exit code: the command line or the configuration is wrong. Do not restart.
+const CONFIGURATION: u8 = 2;
+/// Exit code: another program uses the data directory.
+const IN_USE: u8 = 3;
+/// Exit code: this key is in use on another machine, or the directory is an old copy. Do not restart.
+const KEY_IN_USE: u8 = 4;
+
+/// Trains and samples Paris, a mixture of diffusion transformers, together with strangers' machines.
+///
+/// A first node:   paris-node init; paris-node data prepare PICTURES --out prepared; paris-node manifest new --data prepared; paris-node run
+/// Every other:    paris-node init; paris-node join TICKET; paris-node run
+/// Draw:           paris-node sample "a green apple"
+///
+/// Exit codes: 0 done, 1 failed (a restart may help), 2 wrong usage or configuration, 3 the data directory is in use, 4 this node's key is in
+/// use on another machine (do not restart).
+#[derive(Parser)]
+#[command(name = "paris-node", version, max_term_width = 110)]
+struct Cli {
+    /// Where this node keeps its key, its database and its blobs.
+    #[arg(long, global = true, env = "PARIS_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// What to log, as in "info" or "paris_node=debug"; warnings and errors if not given.
+    #[arg(long, global = true, env = "PARIS_LOG", value_name = "FILTER")]
+    log: Option<String>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Init(init::Init),
+    #[command(subcommand)]
+    Data(data::Data),
+    #[command(subcommand)]
+    Manifest(manifest::ManifestCommand),
+    Join(join::Join),
+    Run(run::Run),
+    Status(status::StatusCommand),
+    Sample(sample::Sample),
+}
+
+/// Runs the program with its command line, the first argument being its name.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let cli = Cli::parse_from(arguments);
+    start_log(cli.log.as_deref());
+    let dir = match data_dir(cli.data_dir) {
+        Ok(dir) => dir,
+        Err(error) => return report(&error),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&error.into()),
+    };
+    let outcome = runtime.block_on(async {
+        match cli.command {
+            Command::Init(command) => command.run(&dir),
+            Command::Data(command) => command.run(),
+            Command::Manifest(command) => command.run(&dir).await,
+            Command::Join(command) => command.run(&dir),
+            Command::Run(command) => command.run(dir).await,
+            Command::Status(command) => command.run(&dir).await,
+            Command::Sample(command) => command.run(dir).await,
+        }
+    });
+    // Whatever still runs in the background must not hold the process.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+fn data_dir(given: Option<PathBuf>) -> anyhow::Result<DataDir> {
+    let root = match given {
+        Some(root) => root,
+        None => directories::ProjectDirs::from("", "", "paris-node")
+            .ok_or_else(|| anyhow::anyhow!("this user has no home directory: say where with --data-dir"))?
+            .data_dir()
+            .to_owned(),
+    };
+    Ok(DataDir::new(root))
+}
+
+/// Logs go to stderr, quiet unless asked: what a command answers goes to stdout.
+fn start_log(filter: Option<&str>) {
+    const QUIET: &str = "libp2p_kad=error,noq_proto=error,noq_udp=error,libp2p_mdns=error,iroh=error,iroh_blobs=error";
+    let filter = format!("{},{QUIET}", filter.unwrap_or("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .init();
+}
+
+fn report(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    let directory = error.chain().find_map(|cause| cause.downcast_ref::<DirectoryError>());
+    let node = error.chain().find_map(|cause| cause.downcast_ref::<NodeError>());
+    let code = match (directory, node) {
+        (Some(DirectoryError::InUse(_)), _) | (_, Some(NodeError::Directory(DirectoryError::InUse(_)))) => IN_USE,
+        (Some(_), _) | (_, Some(NodeError::Directory(_) | NodeError::NoRun(_) | NodeError::Manifest(_))) => {
+            CONFIGURATION
+        }
+        (_, Some(NodeError::Halt(_))) => KEY_IN_USE,
+        _ => FAILURE,
+    };
+    ExitCode::from(code)
+}

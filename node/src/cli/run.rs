@@ -1,0 +1,92 @@
+//! `paris-node run`
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use clap::Args;
+
+use crate::{
+    api,
+    runtime::{Node, NodeConfig},
+    store::DataDir,
+};
+
+/// Run the node: find peers, claim parts nobody owns, train them, publish checkpoints, serve the others.
+///
+/// The first Ctrl-C finishes the steps under way, publishes, releases the parts and stops within half a minute; the second stops at once. Nothing
+/// is lost either way: the node goes on from its last checkpoint when it is started again, or another node does.
+#[derive(Args)]
+pub(super) struct Run {
+    /// The address to listen on.
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED), env = "PARIS_HOST")]
+    host: IpAddr,
+
+    /// The port to listen on, UDP and TCP, with the UDP port above it for blobs; 0 lets the system choose. Peers behind a router need
+    /// both forwarded if they are to be dialled.
+    #[arg(long, default_value_t = 4801, env = "PARIS_PORT")]
+    port: u16,
+
+    /// Parts to own at once, each trained on a thread of its own; 0 keeps and serves checkpoints only. All parts of the run if not given:
+    /// what others can take is handed over to them.
+    #[arg(long, env = "PARIS_CAPACITY")]
+    capacity: Option<u16>,
+
+    /// Find peers on the local network by multicast, beside the ticket's.
+    #[arg(long)]
+    mdns: bool,
+}
+
+impl Run {
+    pub(super) async fn run(self, dir: DataDir) -> anyhow::Result<()> {
+        let config = NodeConfig {
+            dir: dir.clone(),
+            host: self.host,
+            port: self.port,
+            capacity: self.capacity,
+            mirror_everything: false,
+            mdns: self.mdns,
+        };
+        let mut node = tokio::select! {
+            node = Node::start(config) => node?,
+            () = interrupted() => return Ok(()),
+        };
+        let handle = node.handle().clone();
+        api::serve(&dir, handle.clone()).await?;
+        println!("node {} runs; `paris-node status` shows what it does, Ctrl-C stops it", dir.keypair()?.id());
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        if let Some(ticket) = handle.status().await?.ticket {
+            println!("to join from another machine: paris-node join {ticket}");
+        }
+        let stopped = tokio::select! {
+            stopped = node.stopped() => stopped,
+            () = interrupted() => {
+                eprintln!("stopping: finishing steps, publishing, releasing; once more to stop at once");
+                handle.stop().await;
+                tokio::select! {
+                    stopped = node.stopped() => stopped,
+                    () = interrupted() => Ok(()),
+                }
+            }
+        };
+        api::close(&dir);
+        Ok(stopped?)
+    }
+}
+
+/// Ctrl-C, or what a service manager sends.
+async fn interrupted() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}

@@ -1,0 +1,151 @@
+//! `paris-node sample`
+
+use std::{
+    io::IsTerminal,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use paris_model::{
+    grid::Grid,
+    sampler::{Reroute, Routing, SampleSettings},
+};
+
+use crate::{
+    api::Client,
+    runtime::{Assembly, Node, NodeConfig},
+    sampling::{Drawing, manifest_of},
+    store::DataDir,
+};
+
+/// Between two looks at what has arrived.
+const POLL: Duration = Duration::from_millis(250);
+
+/// Draw pictures with the mixture, on any peer, whether it trains or not.
+///
+/// Fetches what is missing from the other peers, says which experts it uses and which are missing, and writes a PNG grid: a row for each prompt. If a
+/// node runs on the data directory it does the fetching; otherwise this command joins the network for as long as it takes.
+#[derive(Args)]
+pub(super) struct Sample {
+    /// What to draw; several make several rows.
+    #[arg(required = true, value_name = "PROMPT")]
+    prompts: Vec<String>,
+
+    /// Pictures of each prompt.
+    #[arg(short, long, default_value_t = 4)]
+    n: usize,
+
+    /// Euler steps from noise to picture.
+    #[arg(long, default_value_t = 30)]
+    steps: usize,
+
+    /// Strength of classifier-free guidance; 1 is none.
+    #[arg(long, default_value_t = 3.0)]
+    cfg: f64,
+
+    /// Experts mixed for each picture; 0 for all of them.
+    #[arg(long, default_value_t = 2)]
+    top_k: usize,
+
+    /// Ask the router once, at the first step, instead of at every step.
+    #[arg(long)]
+    route_once: bool,
+
+    /// Seed of the noise: the same seed, prompts and checkpoints draw the same pictures.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// The picture file.
+    #[arg(long, default_value = "sample.png", value_name = "FILE")]
+    out: PathBuf,
+
+    /// Seconds to wait for checkpoints before drawing with those that are here.
+    #[arg(long, default_value_t = 60)]
+    wait: u64,
+}
+
+impl Sample {
+    pub(super) async fn run(self, dir: DataDir) -> anyhow::Result<()> {
+        if self.prompts.iter().any(|prompt| prompt.trim().is_empty()) {
+            bail!("a prompt is empty: say what to draw, as in `paris-node sample \"a green apple\"`");
+        }
+        if self.n == 0 || self.steps == 0 {
+            bail!("-n and --steps must be 1 or more");
+        }
+        let assembly = self.assemble(&dir).await?;
+        let drawing = Drawing::open(&assembly)?;
+        eprintln!("{}", drawing.describe());
+        let settings = SampleSettings {
+            steps: self.steps,
+            guidance: self.cfg,
+            routing: if self.top_k == 0 { Routing::Full } else { Routing::Top(self.top_k) },
+            reroute: if self.route_once { Reroute::Once } else { Reroute::EveryStep },
+            seed: self.seed,
+        };
+        let bar = bar("drawing {wide_bar} {pos}/{len} steps, {eta} left", self.steps as u64)?;
+        let captions: Vec<&str> = self.prompts.iter().flat_map(|prompt| vec![prompt.as_str(); self.n]).collect();
+        // Drawing keeps the processor busy for seconds: the runtime's threads go on meanwhile.
+        let pictures = tokio::task::block_in_place(|| {
+            drawing.draw(&captions, &settings, &mut |step, _| bar.set_position(step as u64))
+        })?;
+        bar.finish_and_clear();
+        Grid { columns: self.n, ..Grid::fitting(captions.len(), drawing.size()) }.write_png(&self.out, &pictures)?;
+        println!("{}", std::path::absolute(&self.out)?.display());
+        Ok(())
+    }
+
+    /// The mixture's weights on this machine, as far as they can be had within the wait.
+    async fn assemble(&self, dir: &DataDir) -> anyhow::Result<Assembly> {
+        match Client::of(dir) {
+            Some(client) => self.wait_for(async || Ok(client.assembly().await?)).await,
+            None => {
+                let config = NodeConfig {
+                    dir: dir.clone(),
+                    host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                    port: 0,
+                    capacity: Some(0),
+                    mirror_everything: true,
+                    mdns: false,
+                };
+                let started = tokio::time::timeout(Duration::from_secs(self.wait), Node::start(config)).await;
+                let mut node = started.context(
+                    "no peer answers: is anyone of the run online? `paris-node join` takes a fresh ticket",
+                )??;
+                let handle = node.handle().clone();
+                let assembly = self.wait_for(async || Ok(handle.assembly().await?)).await;
+                handle.stop().await;
+                node.stopped().await?;
+                assembly
+            }
+        }
+    }
+
+    async fn wait_for(&self, ask: impl AsyncFn() -> anyhow::Result<Assembly>) -> anyhow::Result<Assembly> {
+        let until = Instant::now() + Duration::from_secs(self.wait);
+        let mut assembly = ask().await?;
+        let parts = manifest_of(&assembly)?.parts().count();
+        let bar = bar("fetching checkpoints {wide_bar} {pos}/{len} parts", parts as u64)?;
+        loop {
+            let here = assembly.parts.iter().filter(|part| part.path.is_some()).count();
+            bar.set_position(here as u64);
+            if here == parts || Instant::now() >= until {
+                bar.finish_and_clear();
+                return Ok(assembly);
+            }
+            tokio::time::sleep(POLL).await;
+            assembly = ask().await?;
+        }
+    }
+}
+
+/// A bar on stderr, if a person can see it.
+fn bar(template: &str, len: u64) -> anyhow::Result<ProgressBar> {
+    match std::io::stderr().is_terminal() {
+        true => Ok(ProgressBar::new(len).with_style(ProgressStyle::with_template(template)?)),
+        false => Ok(ProgressBar::hidden()),
+    }
+}

@@ -1,0 +1,86 @@
+//! `paris-node status`
+
+use anyhow::Context;
+use clap::Args;
+use paris_protocol::manifest::Manifest;
+
+use crate::{
+    api::Client,
+    status::{CheckpointStatus, PartStatus, Status},
+    store::{DataDir, Database},
+};
+
+/// Show the run as this node sees it: who owns what, how far it is, how good, and how many nodes hold it.
+///
+/// While the node runs, it answers itself; otherwise what it knew last is shown. `*` marks what this node owns.
+#[derive(Args)]
+pub(super) struct StatusCommand {
+    /// Print JSON, the same structure as the local API's.
+    #[arg(long)]
+    json: bool,
+}
+
+impl StatusCommand {
+    pub(super) async fn run(self, dir: &DataDir) -> anyhow::Result<()> {
+        let status = match Client::of(dir) {
+            Some(client) => client.status().await?,
+            None => last_known(dir)?,
+        };
+        match self.json {
+            true => println!("{}", serde_json::to_string_pretty(&status)?),
+            false => print!("{status}"),
+        }
+        Ok(())
+    }
+}
+
+/// The status of a node that does not run, from its database.
+fn last_known(dir: &DataDir) -> anyhow::Result<Status> {
+    let node = dir.keypair()?;
+    let _lock = dir.lock()?;
+    let database = Database::open(dir)?;
+    let run = database.current_run()?.context("this node belongs to no run yet: paris-node join TICKET")?;
+    let mut status = Status {
+        version: Status::VERSION,
+        node: node.id().to_string(),
+        run: run.0.to_string(),
+        run_name: String::new(),
+        running: false,
+        uptime_s: 0,
+        connections: 0,
+        peers: 0,
+        ticket: None,
+        parts: Vec::new(),
+    };
+    let Some(bytes) = database.manifest(run)? else { return Ok(status) };
+    let manifest = std::sync::Arc::new(Manifest::read(&bytes)?);
+    let held: Vec<_> = database.memory(run)?.held.into_iter().map(|(id, _)| id).collect();
+    let register = database.register(run, manifest.clone())?;
+    status.run_name = manifest.name.clone();
+    status.parts = manifest
+        .parts()
+        .map(|part| {
+            let claim = register.current(part);
+            let best = register.checkpoints(part).first().copied();
+            PartStatus {
+                part: part.name(),
+                owner: claim.map(|claim| claim.author().to_string()),
+                owner_is_live: false,
+                is_mine: claim.is_some_and(|claim| claim.author() == node.id()),
+                term: claim.map_or(0, |claim| claim.term),
+                step: None,
+                loss: None,
+                checkpoint: best.map(|best| CheckpointStatus {
+                    id: best.id().0.to_string(),
+                    step: best.step,
+                    term: best.term,
+                    author: best.author().to_string(),
+                    held_out_loss: best.held_out_loss,
+                    holders: usize::from(held.contains(&best.id())),
+                    held_here: held.contains(&best.id()),
+                }),
+            }
+        })
+        .collect();
+    Ok(status)
+}

@@ -1,0 +1,249 @@
+//! What the driver has done with blobs in the background: checkpoints stored, fetched, checked and exported, shards gathered.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use libp2p::Multiaddr;
+use paris_model::{Device, config::PartConfig, data::Dataset, parameters::Parameters, text::TextEncoder};
+use paris_protocol::{
+    agent::FetchFailure,
+    checkpoint::{Blob, Checkpoint, CheckpointId},
+    codec::Wire,
+    hash::Hash,
+    identity::NodeId,
+    manifest::{Manifest, Shard},
+    part::Part,
+    signed::Verified,
+    ticket::{Seed, Ticket},
+};
+
+use super::{addresses, driver::size_limits, recipe, trainer::Job};
+use crate::blobs::{Blobs, BlobsError, FetchRequest, Size};
+
+/// Tags of blobs whose checkpoint has no name yet.
+const NEW: &str = "new/";
+/// Attempts to gather a part's shards before the part is given back.
+const GATHER_ATTEMPTS: u32 = 5;
+/// Between two of them.
+const GATHER_PAUSE: Duration = Duration::from_secs(2);
+
+/// Cheap to clone; every clone works on the same store.
+#[derive(Clone)]
+pub(super) struct BlobWork {
+    blobs: Blobs,
+    manifest: Arc<Manifest>,
+    ticket: Arc<Ticket>,
+    weights_dir: Arc<Path>,
+}
+
+impl BlobWork {
+    pub(super) fn new(blobs: Blobs, manifest: Arc<Manifest>, ticket: Ticket, weights_dir: PathBuf) -> Self {
+        Self { blobs, manifest, ticket: Arc::new(ticket), weights_dir: weights_dir.into() }
+    }
+
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        self.blobs.addresses()
+    }
+
+    pub(super) fn learn(&self, peer: NodeId, addresses: Vec<SocketAddr>) {
+        self.blobs.learn(peer, addresses);
+    }
+
+    pub(super) async fn shutdown(&self) {
+        self.blobs.shutdown().await;
+    }
+
+    /// A ticket that names this node first, then the seeds it joined with.
+    pub(super) fn ticket(&self, node: NodeId, listening: &[Multiaddr]) -> Ticket {
+        let this = Seed { node, gossip: addresses::for_ticket(listening), blobs: self.blobs.addresses() };
+        let others = self.ticket.seeds.iter().filter(|seed| seed.node != node).cloned();
+        let seeds = [this].into_iter().chain(others).take(3).collect();
+        Ticket { run: self.ticket.run, seeds }
+    }
+
+    pub(super) fn manifest_hex(&self) -> String {
+        let bytes = self.manifest.to_bytes().unwrap_or_default();
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Puts a checkpoint that was trained here into the store, durably.
+    pub(super) async fn store_checkpoint(&self, weights: Vec<u8>, state: Vec<u8>) -> anyhow::Result<(Blob, Blob)> {
+        Ok((self.store(weights).await?, self.store(state).await?))
+    }
+
+    async fn store(&self, bytes: Vec<u8>) -> anyhow::Result<Blob> {
+        let blob = Blob { hash: Hash::of(&bytes), bytes: bytes.len() as u64 };
+        self.blobs.add_bytes(&format!("{NEW}{}", blob.hash), bytes).await?;
+        Ok(blob)
+    }
+
+    /// Gives stored blobs the name of their checkpoint, so that [`BlobWork::forget`] finds them.
+    pub(super) fn adopt(&self, id: CheckpointId, weights: Hash, state: Hash) {
+        let blobs = self.blobs.clone();
+        tokio::spawn(async move {
+            let named = async {
+                for (name, hash) in [("weights", weights), ("state", state)] {
+                    blobs.tag(&format!("checkpoint/{}/{name}", id.0), hash.0).await?;
+                    blobs.untag(&format!("{NEW}{hash}")).await?;
+                }
+                Ok::<_, BlobsError>(())
+            };
+            if let Err(error) = named.await {
+                tracing::warn!("the blobs of a checkpoint keep a temporary name: {error}");
+            }
+        });
+    }
+
+    /// Lets go of a checkpoint's blobs.
+    pub(super) fn forget(&self, id: CheckpointId) {
+        let blobs = self.blobs.clone();
+        tokio::spawn(async move {
+            if let Err(error) = blobs.untag_prefix(&format!("checkpoint/{}/", id.0)).await {
+                tracing::warn!("a checkpoint that is needed no more stays on disk: {error}");
+            }
+        });
+    }
+
+    /// Fetches a checkpoint's blobs and checks that they are what the manifest says of the part.
+    pub(super) async fn fetch_checkpoint(
+        &self,
+        checkpoint: &Verified<Checkpoint>,
+        state: bool,
+        providers: Vec<NodeId>,
+    ) -> Result<(), FetchFailure> {
+        let id = checkpoint.id();
+        let config = recipe::part_config(&self.manifest, checkpoint.part);
+        let (weights_max, state_max) = size_limits(&config);
+        if checkpoint.weights.bytes > weights_max || checkpoint.state.bytes > state_max {
+            tracing::warn!("a checkpoint of {} claims blobs larger than the model: refused", checkpoint.part);
+            return Err(FetchFailure::Unusable);
+        }
+        let wanted = [(checkpoint.weights, "weights"), (checkpoint.state, "state")];
+        for (blob, name) in wanted.into_iter().take(if state { 2 } else { 1 }) {
+            let request = FetchRequest {
+                hash: blob.hash.0,
+                size: Size::Exactly(blob.bytes),
+                providers: providers.clone(),
+                tag: format!("checkpoint/{}/{name}", id.0),
+            };
+            self.blobs.fetch(request).await.map_err(|error| {
+                tracing::info!("the {name} of {} could not be fetched: {error}", checkpoint.part);
+                FetchFailure::Unavailable
+            })?;
+        }
+        let checked = self.check_weights(config, checkpoint.weights, weights_max).await;
+        checked.map_err(|error| {
+            tracing::warn!("a checkpoint of {} is not usable: {error:#}", checkpoint.part);
+            self.forget(id);
+            FetchFailure::Unusable
+        })
+    }
+
+    async fn check_weights(&self, config: PartConfig, weights: Blob, max: u64) -> anyhow::Result<()> {
+        let bytes = self.blobs.bytes(weights.hash.0, max).await?;
+        tokio::task::spawn_blocking(move || Parameters::load(&config, &bytes, &Device::Cpu).map(drop)).await??;
+        Ok(())
+    }
+
+    /// Everything that training a part takes, shards fetched from whoever has them.
+    pub(super) async fn job(
+        &self,
+        part: Part,
+        from: Option<Verified<Checkpoint>>,
+        peers: &[NodeId],
+    ) -> anyhow::Result<Job> {
+        let manifest = self.manifest.clone();
+        let config = recipe::part_config(&manifest, part);
+        let state = match from {
+            Some(checkpoint) => {
+                let (_, state_max) = size_limits(&config);
+                Some(self.blobs.bytes(checkpoint.state.hash.0, state_max).await?)
+            }
+            None => None,
+        };
+        let shards = recipe::shards(&manifest, part);
+        let train = self.gather(&shards.train, peers).await?;
+        let held_out = self.gather(&shards.held_out, peers).await?;
+        tokio::task::spawn_blocking(move || {
+            let encoder = recipe::text_encoder(&manifest);
+            let training = manifest.training(part);
+            Ok(Job {
+                part,
+                config,
+                settings: recipe::train_settings(&manifest, part),
+                key: recipe::training_key(manifest.id()?, part),
+                null_text: encoder.encode(&[""], &Device::Cpu)?,
+                state,
+                train: Dataset::from_shards(&train, &encoder)?,
+                held_out: Dataset::from_shards(&held_out, &encoder)?,
+                steps: training.steps,
+                checkpoint_every: Duration::from_millis(manifest.ownership.checkpoint_ms.into()),
+            })
+        })
+        .await?
+    }
+
+    /// Shards from the store, or else from any peer. Whoever fetched a shard keeps and serves it.
+    async fn gather(&self, shards: &[(Shard, u32)], peers: &[NodeId]) -> anyhow::Result<Vec<(Vec<u8>, u32)>> {
+        let seeds = self.ticket.seeds.iter().map(|seed| seed.node);
+        let providers: Vec<_> = seeds.chain(peers.iter().copied()).collect();
+        let mut gathered = Vec::new();
+        for (shard, label) in shards {
+            self.gather_one(shard, &providers).await?;
+            gathered.push((self.blobs.bytes(shard.hash.0, shard.bytes).await?, *label));
+        }
+        Ok(gathered)
+    }
+
+    async fn gather_one(&self, shard: &Shard, providers: &[NodeId]) -> anyhow::Result<()> {
+        if self.blobs.has(shard.hash.0).await? {
+            return Ok(());
+        }
+        let mut attempt = 1;
+        loop {
+            let request = FetchRequest {
+                hash: shard.hash.0,
+                size: Size::Exactly(shard.bytes),
+                providers: providers.to_vec(),
+                tag: shard_tag(&shard.hash),
+            };
+            match self.blobs.fetch(request).await {
+                Ok(_) => return Ok(()),
+                Err(error) if attempt >= GATHER_ATTEMPTS => {
+                    return Err(error)
+                        .with_context(|| format!("shard {} is to be had from nobody", shard.hash.short()));
+                }
+                Err(error) => tracing::warn!("shard {}: {error}; trying again", shard.hash.short()),
+            }
+            attempt += 1;
+            tokio::time::sleep(GATHER_PAUSE).await;
+        }
+    }
+
+    /// Writes weights that are in the store where a sampling process can read them. None while they are not here.
+    pub(super) async fn export(&self, weights: &str) -> Option<PathBuf> {
+        let path = self.weights_dir.join(format!("{weights}.safetensors"));
+        if path.exists() {
+            return Some(path);
+        }
+        let hash: Hash = weights.parse().ok()?;
+        let exported = async {
+            if !self.blobs.has(hash.0).await? {
+                bail!("still being fetched");
+            }
+            tokio::fs::create_dir_all(&self.weights_dir).await?;
+            anyhow::Ok(self.blobs.export(hash.0, &path).await?)
+        };
+        exported.await.inspect_err(|error| tracing::debug!("weights {weights}: {error:#}")).ok().map(|()| path)
+    }
+}
+
+/// The name under which the blob store keeps a shard.
+pub(crate) fn shard_tag(hash: &Hash) -> String {
+    format!("shard/{hash}")
+}

@@ -1,0 +1,381 @@
+//! The driver: feeds the agent what happened and carries out what it decides, in order.
+
+use std::{collections::HashMap, time::Instant};
+
+use paris_model::config::PartConfig;
+use paris_protocol::{
+    agent::{Action, Agent, FetchFailure, Made, Verdict},
+    checkpoint::{Checkpoint, CheckpointId},
+    identity::NodeId,
+    lease::Time,
+    part::Part,
+    signed::Verified,
+};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+};
+
+use super::{
+    AssembledPart, Assembly, Call, NodeError,
+    blob_work::BlobWork,
+    trainer::{self, Job, TrainerEvent, TrainerHandle},
+};
+use crate::{
+    network::{Network, NetworkEvent},
+    status::{CheckpointStatus, PartStatus, Status},
+    store::Database,
+};
+
+/// Trainer events that may wait for the driver.
+const TRAINER_EVENTS_MAX: usize = 32;
+/// How long trainers may take for their last checkpoint when the node stops.
+const STOP_PATIENCE: Time = Time::from_secs(25);
+
+/// What a background task brought.
+enum Done {
+    Pulled { peer: NodeId, answer: Option<Vec<u8>> },
+    Fetched { id: CheckpointId, state: bool, outcome: Result<(), FetchFailure> },
+    Stored { part: Part, made: Option<Made> },
+    Prepared { part: Part, job: Result<Box<Job>, String> },
+}
+
+/// A part in training here.
+enum Training {
+    /// Its data is being fetched and decoded.
+    Preparing(AbortHandle),
+    /// Its thread runs.
+    Running(TrainerHandle),
+}
+
+pub(super) struct Driver {
+    agent: Agent,
+    database: Database,
+    network: Network,
+    network_events: mpsc::Receiver<NetworkEvent>,
+    work: BlobWork,
+    calls: mpsc::Receiver<Call>,
+    trainer_events: mpsc::Receiver<TrainerEvent>,
+    to_driver: mpsc::Sender<TrainerEvent>,
+    training: HashMap<Part, Training>,
+    tasks: JoinSet<Done>,
+    started: Instant,
+    /// Since when the node is stopping.
+    stopping: Option<Time>,
+}
+
+impl Driver {
+    pub(super) fn new(
+        agent: Agent,
+        database: Database,
+        network: Network,
+        network_events: mpsc::Receiver<NetworkEvent>,
+        work: BlobWork,
+        calls: mpsc::Receiver<Call>,
+    ) -> Self {
+        let (to_driver, trainer_events) = mpsc::channel(TRAINER_EVENTS_MAX);
+        Self {
+            agent,
+            database,
+            network,
+            network_events,
+            work,
+            calls,
+            trainer_events,
+            to_driver,
+            training: HashMap::new(),
+            tasks: JoinSet::new(),
+            started: Instant::now(),
+            stopping: None,
+        }
+    }
+
+    /// Runs until the node is told to stop, or must.
+    pub(super) async fn run(mut self) -> Result<(), NodeError> {
+        let outcome = self.turn_until_stopped().await;
+        self.network.shutdown().await;
+        self.work.shutdown().await;
+        outcome
+    }
+
+    async fn turn_until_stopped(&mut self) -> Result<(), NodeError> {
+        self.agent.set_addresses(self.work.addresses());
+        self.settle().await?;
+        loop {
+            let next_tick = self.started + self.agent.deadline().min(self.now() + Time::from_secs(60));
+            tokio::select! {
+                event = self.network_events.recv() => match event {
+                    Some(event) => self.on_network(event),
+                    None => return Err(NodeError::Stopped),
+                },
+                Some(event) = self.trainer_events.recv() => self.on_trainer(event),
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(done) => self.on_done(done)?,
+                    Err(error) if error.is_cancelled() => {}
+                    Err(panic) => tracing::error!("a background task panicked: {panic}"),
+                },
+                call = self.calls.recv() => self.on_call(call),
+                () = tokio::time::sleep_until(next_tick.into()) => {}
+            }
+            self.settle().await?;
+            if self.has_stopped() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The agent's time: since the start, monotonic.
+    fn now(&self) -> Time {
+        self.started.elapsed()
+    }
+
+    /// Lets the agent do what is due and carries out its decisions.
+    async fn settle(&mut self) -> Result<(), NodeError> {
+        self.agent.tick(self.now());
+        for action in self.agent.take_actions() {
+            self.carry_out(action).await?;
+        }
+        Ok(())
+    }
+
+    async fn carry_out(&mut self, action: Action) -> Result<(), NodeError> {
+        let run = self.agent.run();
+        match action {
+            Action::Log(entry) => self.database.log(run, &entry)?,
+            Action::RememberClaim(claim) => self.database.remember_claim(run, &claim)?,
+            Action::RememberCheckpoint(checkpoint) => self.database.remember_checkpoint(run, &checkpoint)?,
+            Action::Publish(bytes) => {
+                if let Err(error) = self.network.publish(bytes) {
+                    tracing::warn!("a message was not sent: {error}");
+                }
+            }
+            Action::Pull { peer, request } => {
+                let network = self.network.clone();
+                self.tasks
+                    .spawn(async move { Done::Pulled { peer, answer: network.request(peer, request).await.ok() } });
+            }
+            Action::Learn { peer, addresses } => self.work.learn(peer, addresses),
+            Action::Fetch { checkpoint, state, providers } => self.fetch(checkpoint, state, providers),
+            Action::Forget(id) => {
+                self.database.forget(run, id)?;
+                self.work.forget(id);
+            }
+            Action::Train { part, from } => self.prepare(part, from),
+            Action::Stop(part) => match self.training.get(&part) {
+                Some(Training::Running(trainer)) => trainer.stop(),
+                Some(Training::Preparing(task)) => {
+                    task.abort();
+                    self.training.remove(&part);
+                }
+                None => {}
+            },
+            Action::Halt(halt) => return Err(halt.into()),
+        }
+        Ok(())
+    }
+
+    fn fetch(&mut self, checkpoint: Verified<Checkpoint>, state: bool, providers: Vec<NodeId>) {
+        let work = self.work.clone();
+        tracing::info!("fetching {} of step {} from {} peers", checkpoint.part, checkpoint.step, providers.len());
+        self.tasks.spawn(async move {
+            let id = checkpoint.id();
+            Done::Fetched { id, state, outcome: work.fetch_checkpoint(&checkpoint, state, providers).await }
+        });
+    }
+
+    /// Gathers what training a part takes, then starts its thread.
+    fn prepare(&mut self, part: Part, from: Option<CheckpointId>) {
+        let from = from.and_then(|id| self.agent.register().checkpoint(part, id)).cloned();
+        let peers: Vec<_> = self.agent.peers().keys().copied().collect();
+        let work = self.work.clone();
+        let task = self.tasks.spawn(async move {
+            let job = work.job(part, from, &peers).await.map(Box::new).map_err(|error| format!("{error:#}"));
+            Done::Prepared { part, job }
+        });
+        self.training.insert(part, Training::Preparing(task));
+    }
+
+    fn on_network(&mut self, event: NetworkEvent) {
+        let now = self.now();
+        match event {
+            NetworkEvent::Gossip { token, author, data } => {
+                let verdict = match self.agent.receive(now, author, &data) {
+                    Verdict::Accept => crate::network::Verdict::Accept,
+                    Verdict::Ignore => crate::network::Verdict::Ignore,
+                    Verdict::Reject => crate::network::Verdict::Reject,
+                };
+                self.network.report(token, verdict);
+            }
+            NetworkEvent::Request { token, data, .. } => {
+                if let Some(answer) = self.agent.answer(&data) {
+                    self.network.respond(token, answer);
+                }
+            }
+            NetworkEvent::PeerConnected(peer) => self.agent.connected(now, peer),
+            NetworkEvent::PeerDisconnected(peer) => self.agent.disconnected(peer),
+            NetworkEvent::Listening(address) => tracing::info!("listening on {address}"),
+        }
+    }
+
+    fn on_trainer(&mut self, event: TrainerEvent) {
+        match event {
+            TrainerEvent::Progress(progress) => {
+                if self.training.contains_key(&progress.part) {
+                    self.agent.set_progress(progress);
+                }
+            }
+            TrainerEvent::Checkpoint { part, step, held_out_loss, weights, state } => {
+                let work = self.work.clone();
+                self.tasks.spawn(async move {
+                    let stored = work.store_checkpoint(weights, state).await;
+                    let made =
+                        stored.inspect_err(|error| tracing::error!("the checkpoint of {part} was not stored: {error}"));
+                    let made = made.ok().map(|(weights, state)| Made { step, held_out_loss, weights, state });
+                    Done::Stored { part, made }
+                });
+            }
+            // A finished part stays owned: its owner goes on to serve its last checkpoint.
+            TrainerEvent::Ended(part) => {
+                self.training.remove(&part);
+            }
+            TrainerEvent::Failed(part, error) => {
+                tracing::error!("training {part} failed: {error}");
+                self.training.remove(&part);
+                self.agent.trainer_failed(self.now(), part);
+            }
+        }
+    }
+
+    fn on_done(&mut self, done: Done) -> Result<(), NodeError> {
+        let now = self.now();
+        match done {
+            Done::Pulled { peer, answer: Some(answer) } => {
+                if !self.agent.pulled(now, peer, &answer) {
+                    tracing::warn!("{peer} answered with records that no honest peer has");
+                }
+            }
+            Done::Pulled { .. } => {}
+            Done::Fetched { id, state, outcome: Ok(()) } => {
+                self.database.hold(self.agent.run(), id, state)?;
+                self.agent.fetched(now, id, state);
+            }
+            Done::Fetched { id, outcome: Err(failure), .. } => self.agent.fetch_failed(now, id, failure),
+            Done::Stored { part, made: Some(made) } => {
+                if let Some(id) = self.agent.checkpointed(now, part, made) {
+                    self.work.adopt(id, made.weights.hash, made.state.hash);
+                    self.database.hold(self.agent.run(), id, true)?;
+                    tracing::info!("{part}: checkpoint at step {}, held-out loss {:.4}", made.step, made.held_out_loss);
+                }
+            }
+            Done::Stored { .. } => {}
+            Done::Prepared { part, job } => self.start_training(part, job),
+        }
+        Ok(())
+    }
+
+    fn start_training(&mut self, part: Part, job: Result<Box<Job>, String>) {
+        if !matches!(self.training.get(&part), Some(Training::Preparing(_))) {
+            return;
+        }
+        let started =
+            job.and_then(|job| trainer::start(*job, self.to_driver.clone()).map_err(|error| error.to_string()));
+        match started {
+            Ok(handle) => {
+                self.training.insert(part, Training::Running(handle));
+            }
+            Err(error) => {
+                tracing::error!("cannot train {part}: {error}");
+                self.training.remove(&part);
+                self.agent.trainer_failed(self.now(), part);
+            }
+        }
+    }
+
+    fn on_call(&mut self, call: Option<Call>) {
+        match call {
+            Some(Call::Status(answer)) => drop(answer.send(self.status())),
+            Some(Call::Assembly(answer)) => {
+                self.agent.mirror_everything();
+                drop(answer.send(self.assembly()));
+            }
+            Some(Call::Stop) | None if self.stopping.is_none() => {
+                self.stopping = Some(self.now());
+                self.agent.leave(self.now());
+            }
+            Some(Call::Stop) | None => {}
+        }
+    }
+
+    /// A stopping node waits for the last checkpoints of its trainers, but not for ever.
+    fn has_stopped(&self) -> bool {
+        let Some(since) = self.stopping else { return false };
+        let idle = self.training.is_empty() && self.tasks.is_empty() && self.trainer_events.is_empty();
+        idle || self.now() > since + STOP_PATIENCE
+    }
+
+    fn assembly(&self) -> Assembly {
+        let part = |part: Part| {
+            let best = self.agent.best(part)?;
+            Some(AssembledPart {
+                part: part.name(),
+                step: best.step,
+                author: best.author().to_string(),
+                weights: best.weights.hash.to_string(),
+                path: None,
+            })
+        };
+        let manifest = self.agent.manifest();
+        Assembly {
+            run: self.agent.run().0.to_string(),
+            manifest: self.work.manifest_hex(),
+            parts: manifest.parts().filter_map(part).collect(),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let agent = &self.agent;
+        Status {
+            version: Status::VERSION,
+            node: agent.id().to_string(),
+            run: agent.run().0.to_string(),
+            run_name: agent.manifest().name.clone(),
+            running: true,
+            uptime_s: self.now().as_secs(),
+            connections: agent.connections(),
+            peers: agent.peers().len(),
+            ticket: Some(self.work.ticket(agent.id(), &self.network.listen_addresses()).to_string()),
+            parts: agent.manifest().parts().map(|part| self.part_status(part)).collect(),
+        }
+    }
+
+    fn part_status(&self, part: Part) -> PartStatus {
+        let agent = &self.agent;
+        let claim = agent.register().current(part);
+        let progress = agent.progress(part);
+        let checkpoint = agent.best(part).map(|best| CheckpointStatus {
+            id: best.id().0.to_string(),
+            step: best.step,
+            term: best.term,
+            author: best.author().to_string(),
+            held_out_loss: best.held_out_loss,
+            holders: agent.holders(best.id()),
+            held_here: agent.holds(best.id()),
+        });
+        PartStatus {
+            part: part.name(),
+            owner: claim.map(|claim| claim.author().to_string()),
+            owner_is_live: agent.owner_is_live(self.now(), part),
+            is_mine: claim.is_some_and(|claim| claim.author() == agent.id()),
+            term: claim.map_or(0, |claim| claim.term),
+            step: progress.map(|progress| progress.step),
+            loss: progress.map(|progress| progress.loss),
+            checkpoint,
+        }
+    }
+}
+
+/// The most bytes that the weights and the resumable state of a part can have: parameters, moments, averages and some header.
+pub(super) fn size_limits(config: &PartConfig) -> (u64, u64) {
+    let parameters = 4 * config.parameter_count() as u64;
+    (parameters + (1 << 20), 4 * parameters + (2 << 20))
+}

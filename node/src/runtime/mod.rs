@@ -1,0 +1,247 @@
+//! A running node: the agent's driver, its trainers and its blobs.
+
+mod addresses;
+mod blob_work;
+mod driver;
+pub mod recipe;
+mod trainer;
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use paris_protocol::{
+    agent::{Agent, Mirror, Settings},
+    codec::Wire,
+    manifest::{Manifest, ManifestError, RunId},
+    ticket::Ticket,
+};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+
+pub(crate) use self::blob_work::shard_tag;
+use self::{blob_work::BlobWork, driver::Driver};
+use crate::{
+    blobs::{Blobs, BlobsConfig, BlobsError, FetchRequest, Size},
+    network::{Network, NetworkConfig, NetworkError},
+    status::Status,
+    store::{DataDir, Database, DatabaseError, DirLock, DirectoryError},
+};
+
+/// Calls that may wait for the driver at once.
+const CALLS_MAX: usize = 64;
+/// The name under which the blob store keeps the manifest, for those who join.
+pub(crate) const MANIFEST_TAG: &str = "manifest";
+/// How long a manifest is waited for before the attempt is reported.
+const MANIFEST_WAIT: Duration = Duration::from_secs(5);
+
+/// How a node takes part.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Its data directory.
+    pub dir: DataDir,
+    /// The address to listen on.
+    pub host: IpAddr,
+    /// The libp2p port, UDP and TCP; blobs take the UDP port above it. 0 lets the system choose both.
+    pub port: u16,
+    /// Parts to own at once; none for as many as the run has; 0 only watches.
+    pub capacity: Option<u16>,
+    /// Keep the weights of every part.
+    pub mirror_everything: bool,
+    /// Find peers on the local network.
+    pub mdns: bool,
+}
+
+/// A node that cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The data directory.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The gossip network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The blob store or its endpoint.
+    #[error(transparent)]
+    Blobs(#[from] BlobsError),
+    /// The run's manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// No run was joined.
+    #[error("{0} belongs to no run yet: `paris-node join TICKET`, or `paris-node manifest new` for a run of your own")]
+    NoRun(PathBuf),
+    /// The protocol says that going on would harm the run.
+    #[error(transparent)]
+    Halt(#[from] paris_protocol::agent::Halt),
+    /// The driver is gone.
+    #[error("the node has stopped")]
+    Stopped,
+}
+
+/// The best checkpoint of every part that has one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Assembly {
+    /// The run's id.
+    pub run: String,
+    /// The manifest's bytes, in hexadecimal: whoever samples needs the shapes.
+    pub manifest: String,
+    /// Parts with a checkpoint.
+    pub parts: Vec<AssembledPart>,
+}
+
+/// A part of a mixture.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AssembledPart {
+    /// `expert-3` or `router`.
+    pub part: String,
+    /// Optimiser steps.
+    pub step: u64,
+    /// Who trained it, short.
+    pub author: String,
+    /// BLAKE3 of the weights, in hexadecimal.
+    pub weights: String,
+    /// Where the weights lie on this machine; none while they are being fetched.
+    pub path: Option<PathBuf>,
+}
+
+/// What the API and the commands ask of the driver.
+pub(crate) enum Call {
+    Status(oneshot::Sender<Status>),
+    Assembly(oneshot::Sender<Assembly>),
+    Stop,
+}
+
+/// Talks to a running node; cheap to clone.
+#[derive(Clone)]
+pub struct NodeHandle {
+    calls: mpsc::Sender<Call>,
+    work: BlobWork,
+}
+
+impl NodeHandle {
+    /// The node's view of the run.
+    pub async fn status(&self) -> Result<Status, NodeError> {
+        let (answer, answered) = oneshot::channel();
+        self.calls.send(Call::Status(answer)).await.map_err(|_| NodeError::Stopped)?;
+        answered.await.map_err(|_| NodeError::Stopped)
+    }
+
+    /// Keeps the weights of every part from now on, and says which are here. Ask again while some are being fetched.
+    pub async fn assembly(&self) -> Result<Assembly, NodeError> {
+        let (answer, answered) = oneshot::channel();
+        self.calls.send(Call::Assembly(answer)).await.map_err(|_| NodeError::Stopped)?;
+        let mut assembly = answered.await.map_err(|_| NodeError::Stopped)?;
+        for part in &mut assembly.parts {
+            part.path = self.work.export(&part.weights).await;
+        }
+        Ok(assembly)
+    }
+
+    /// Asks the node to finish its steps, publish, release its parts and stop.
+    pub async fn stop(&self) {
+        // A driver that is gone has stopped already.
+        let _ = self.calls.send(Call::Stop).await;
+    }
+}
+
+/// A node in this process.
+pub struct Node {
+    handle: NodeHandle,
+    driver: JoinHandle<Result<(), NodeError>>,
+    run: RunId,
+    _lock: DirLock,
+}
+
+impl Node {
+    /// Starts a node on its data directory's current run. The manifest is fetched from the ticket's seeds if it is not here yet, however
+    /// long that takes: an unreachable seed is no reason to give up.
+    pub async fn start(config: NodeConfig) -> Result<Self, NodeError> {
+        let lock = config.dir.lock()?;
+        let secret = config.dir.secret()?;
+        let database = Database::open(&config.dir)?;
+        let run = database.current_run()?.ok_or_else(|| NodeError::NoRun(config.dir.root().to_owned()))?;
+        let ticket = database.ticket(run)?.unwrap_or(Ticket { run, seeds: Vec::new() });
+
+        let blob_port = if config.port == 0 { 0 } else { config.port + 1 };
+        let blobs_config = BlobsConfig {
+            bind: vec![(config.host, blob_port).into()],
+            ..BlobsConfig::new(secret, config.dir.blobs_path())
+        };
+        let blobs = Blobs::start(blobs_config).await?;
+        for seed in &ticket.seeds {
+            blobs.learn(seed.node, seed.blobs.clone());
+        }
+        let manifest = Arc::new(fetch_manifest(&database, &blobs, &ticket).await?);
+
+        let listen = addresses::listen_on(config.host, config.port);
+        let seeds = addresses::of_seeds(&ticket);
+        let network_config = NetworkConfig { secret, run: run.0.0, listen, seeds, mdns: config.mdns };
+        let (network, network_events) = Network::start(network_config)?;
+
+        let settings = Settings {
+            capacity: config.capacity.unwrap_or(manifest.clusters.len() as u16 + 1),
+            mirror: if config.mirror_everything { Mirror::Everything } else { Mirror::Replicas },
+        };
+        let boot = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64);
+        let memory = database.memory(run)?;
+        let keypair = config.dir.keypair()?;
+        let agent = Agent::new(Duration::ZERO, keypair, manifest.clone(), settings, boot, memory)?;
+
+        let (calls, call_queue) = mpsc::channel(CALLS_MAX);
+        let work = BlobWork::new(blobs, manifest, ticket, config.dir.weights_path());
+        let driver = Driver::new(agent, database, network, network_events, work.clone(), call_queue);
+        let driver = tokio::spawn(driver.run());
+        Ok(Self { handle: NodeHandle { calls, work }, driver, run, _lock: lock })
+    }
+
+    /// Talks to the node.
+    pub fn handle(&self) -> &NodeHandle {
+        &self.handle
+    }
+
+    /// The run.
+    pub fn run(&self) -> RunId {
+        self.run
+    }
+
+    /// Waits until the node stops.
+    pub async fn stopped(&mut self) -> Result<(), NodeError> {
+        match (&mut self.driver).await {
+            Ok(outcome) => outcome,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+}
+
+/// The run's manifest from the store, or else from any seed; its bytes hash to the run's id, or it is not the manifest.
+async fn fetch_manifest(database: &Database, blobs: &Blobs, ticket: &Ticket) -> Result<Manifest, NodeError> {
+    if let Some(bytes) = database.manifest(ticket.run)? {
+        return Ok(Manifest::read(&bytes)?);
+    }
+    let mut waited = 0;
+    loop {
+        let request = FetchRequest {
+            hash: ticket.run.0.0,
+            size: Size::AtMost(Manifest::LIMIT as u64),
+            providers: ticket.seeds.iter().map(|seed| seed.node).collect(),
+            tag: MANIFEST_TAG.to_owned(),
+        };
+        match blobs.fetch(request).await {
+            Ok(_) => break,
+            Err(error) if waited % 6 == 0 => {
+                tracing::warn!("no seed of run {} answers ({error}); trying again until one does", ticket.run);
+            }
+            Err(_) => {}
+        }
+        waited += 1;
+        tokio::time::sleep(MANIFEST_WAIT).await;
+    }
+    let bytes = blobs.bytes(ticket.run.0.0, Manifest::LIMIT as u64).await?;
+    let manifest = Manifest::read(&bytes)?;
+    database.put_manifest(ticket.run, &bytes)?;
+    Ok(manifest)
+}

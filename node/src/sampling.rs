@@ -1,0 +1,105 @@
+//! From an assembly's files to pictures.
+
+use std::fs;
+
+use anyhow::{Context, bail};
+use paris_model::{
+    Device, Tensor,
+    config::PartConfig,
+    expert::Expert,
+    image_codec::{ImageCodec, Pixels},
+    parameters::Parameters,
+    router::Router,
+    sampler::{Mixture, SampleSettings, sample},
+    text::TextEncoder,
+};
+use paris_protocol::{hash::Hash, manifest::Manifest, part::Part};
+
+use crate::runtime::{AssembledPart, Assembly, recipe};
+
+/// A mixture that is ready to draw.
+pub struct Drawing {
+    manifest: Manifest,
+    mixture: Mixture,
+    used: Vec<AssembledPart>,
+    missing: Vec<Part>,
+}
+
+/// The manifest that an assembly carries.
+pub fn manifest_of(assembly: &Assembly) -> anyhow::Result<Manifest> {
+    let digits = assembly.manifest.as_bytes();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes: Option<Vec<u8>> = digits.chunks(2).map(byte).collect();
+    Ok(Manifest::read(&bytes.context("the node sent a manifest that is no hexadecimal")?)?)
+}
+
+impl Drawing {
+    /// Loads every part that is here. Without a single expert there is nothing to draw with; without the router all experts count alike.
+    pub fn open(assembly: &Assembly) -> anyhow::Result<Self> {
+        let manifest = manifest_of(assembly)?;
+        let mut mixture = Mixture { experts: manifest.clusters.iter().map(|_| None).collect(), router: None };
+        let (mut used, mut missing) = (Vec::new(), Vec::new());
+        for part in manifest.parts() {
+            let Some(assembled) = assembly.parts.iter().find(|it| it.part == part.name() && it.path.is_some()) else {
+                missing.push(part);
+                continue;
+            };
+            let parameters = load(&manifest, part, assembled)?;
+            match (part, recipe::part_config(&manifest, part)) {
+                (Part::Expert(cluster), PartConfig::Expert(config)) => {
+                    mixture.experts[usize::from(cluster)] = Some(Expert::new(&config, &parameters)?);
+                }
+                (_, PartConfig::Router(config)) => mixture.router = Some(Router::new(&config, &parameters)?),
+                _ => bail!("the manifest gives {part} the shape of another part"),
+            }
+            used.push(assembled.clone());
+        }
+        if mixture.experts.iter().all(Option::is_none) {
+            bail!(
+                "no expert's checkpoint is to be had yet: is anyone training this run? `paris-node status` shows what is known"
+            );
+        }
+        Ok(Self { manifest, mixture, used, missing })
+    }
+
+    /// Width and height of the pictures.
+    pub fn size(&self) -> usize {
+        self.manifest.image.size.into()
+    }
+
+    /// Which experts are used, and which are missing.
+    pub fn describe(&self) -> String {
+        let used: Vec<_> =
+            self.used.iter().map(|it| format!("{} (step {}, by {})", it.part, it.step, it.author)).collect();
+        let mut text = format!("drawing with {}", used.join(", "));
+        if !self.missing.is_empty() {
+            let missing: Vec<_> = self.missing.iter().map(Part::name).collect();
+            text += &format!("\nmissing: {}", missing.join(", "));
+        }
+        text
+    }
+
+    /// Draws a picture a caption, `[captions, 3, size, size]` in -1..1.
+    pub fn draw(
+        &self,
+        captions: &[&str],
+        settings: &SampleSettings,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> anyhow::Result<Tensor> {
+        let encoder = recipe::text_encoder(&self.manifest);
+        let (text, null) = (encoder.encode(captions, &Device::Cpu)?, encoder.encode(&[""], &Device::Cpu)?);
+        let latents = sample(&self.mixture, &text, &null, settings, progress)?;
+        Ok(Pixels.decode(&latents)?)
+    }
+}
+
+/// A part's parameters from its file, believed only if they hash to what the record said.
+fn load(manifest: &Manifest, part: Part, assembled: &AssembledPart) -> anyhow::Result<Parameters> {
+    let path = assembled.path.as_deref().context("the part was not fetched")?;
+    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    if Hash::of(&bytes).to_string() != assembled.weights {
+        bail!("{} was damaged on disk: delete it, it will be fetched again", path.display());
+    }
+    let config = recipe::part_config(manifest, part);
+    Parameters::load(&config, &bytes, &Device::Cpu).with_context(|| format!("the checkpoint of {part}"))
+}

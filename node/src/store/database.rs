@@ -1,0 +1,253 @@
+//! The node's database: small, durable, crash-safe.
+
+use std::{path::Path, sync::Arc};
+
+use paris_protocol::{
+    agent::{LogEntry, Memory},
+    checkpoint::{Checkpoint, CheckpointId},
+    claim::{Claim, ClaimId},
+    codec::{CodecError, Wire},
+    hash::Hash,
+    manifest::{Manifest, RunId},
+    register::{Records, Register},
+    signed::Signed,
+    ticket::Ticket,
+};
+use redb::{ReadableDatabase, TableDefinition};
+
+use super::DataDir;
+
+/// Keys begin with the run's id, so that one database serves many runs.
+type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
+
+const META: Table = TableDefinition::new("meta");
+const MANIFESTS: Table = TableDefinition::new("manifests");
+const TICKETS: Table = TableDefinition::new("tickets");
+const CLAIM_LOG: Table = TableDefinition::new("claim-log");
+const CLAIMS: Table = TableDefinition::new("claims");
+const CHECKPOINTS: Table = TableDefinition::new("checkpoints");
+const HELD: Table = TableDefinition::new("held");
+const TABLES: [Table; 7] = [META, MANIFESTS, TICKETS, CLAIM_LOG, CLAIMS, CHECKPOINTS, HELD];
+
+/// The layout that this code reads and writes.
+const LAYOUT: &[u8] = b"1";
+
+/// A database that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// The database refused: full or failing disk, damage, or another program.
+    #[error(
+        "the node's database: {0}. Check the disk's room and health; node.redb may be restored from a backup only together with node.key"
+    )]
+    Redb(#[from] Box<redb::Error>),
+    /// What was stored does not decode.
+    #[error("the node's database holds a damaged record: {0}")]
+    Codec(#[from] CodecError),
+    /// Written by another version.
+    #[error(
+        "the data directory was written by another version of paris-node (layout {0}): use that version, or another --data-dir"
+    )]
+    Layout(String),
+}
+
+/// The database of a data directory. Every write is durable when it returns.
+pub struct Database {
+    redb: redb::Database,
+}
+
+impl Database {
+    /// Opens the database, creating it where it is missing.
+    pub fn open(dir: &DataDir) -> Result<Self, DatabaseError> {
+        let database = Self { redb: create(&dir.database_path()).map_err(Box::new)? };
+        match database.get(META, b"layout")? {
+            None => database.put(META, b"layout", LAYOUT)?,
+            Some(layout) if layout == LAYOUT => {}
+            Some(other) => return Err(DatabaseError::Layout(String::from_utf8_lossy(&other).into_owned())),
+        }
+        Ok(database)
+    }
+
+    /// Makes `ticket`'s run this node's current one.
+    pub fn join(&self, ticket: &Ticket) -> Result<(), DatabaseError> {
+        let run = ticket.run.0.0;
+        self.put(TICKETS, &run, &ticket.to_bytes()?)?;
+        self.put(META, b"current-run", &run)
+    }
+
+    /// The run joined last.
+    pub fn current_run(&self) -> Result<Option<RunId>, DatabaseError> {
+        let run = self.get(META, b"current-run")?;
+        Ok(run.and_then(|bytes| bytes.try_into().ok()).map(|bytes| RunId(Hash(bytes))))
+    }
+
+    /// The ticket with which a run was joined.
+    pub fn ticket(&self, run: RunId) -> Result<Option<Ticket>, DatabaseError> {
+        self.get(TICKETS, &run.0.0)?.map(|bytes| Ok(Ticket::from_bytes(&bytes)?)).transpose()
+    }
+
+    /// Keeps a run's manifest.
+    pub fn put_manifest(&self, run: RunId, manifest: &[u8]) -> Result<(), DatabaseError> {
+        self.put(MANIFESTS, &run.0.0, manifest)
+    }
+
+    /// A run's manifest, as its bytes.
+    pub fn manifest(&self, run: RunId) -> Result<Option<Vec<u8>>, DatabaseError> {
+        self.get(MANIFESTS, &run.0.0)
+    }
+
+    /// Makes a claim log entry durable.
+    pub fn log(&self, run: RunId, entry: &LogEntry) -> Result<(), DatabaseError> {
+        self.put(CLAIM_LOG, &key(run, entry.claim.0), &entry.seq_reserved.to_le_bytes())
+    }
+
+    /// Keeps a claim.
+    pub fn remember_claim(&self, run: RunId, claim: &Signed<Claim>) -> Result<(), DatabaseError> {
+        let records = Records { claims: vec![claim.clone()], checkpoints: Vec::new() }.to_bytes()?;
+        self.put(CLAIMS, &key(run, Hash::of(&records)), &records)
+    }
+
+    /// Keeps a checkpoint record.
+    pub fn remember_checkpoint(&self, run: RunId, checkpoint: &Signed<Checkpoint>) -> Result<(), DatabaseError> {
+        let records = Records { claims: Vec::new(), checkpoints: vec![checkpoint.clone()] }.to_bytes()?;
+        self.put(CHECKPOINTS, &key(run, Hash::of(&records)), &records)
+    }
+
+    /// Notes that a checkpoint's blobs are in the blob store, and whether its resumable state is.
+    pub fn hold(&self, run: RunId, id: CheckpointId, state: bool) -> Result<(), DatabaseError> {
+        self.put(HELD, &key(run, id.0), &[u8::from(state)])
+    }
+
+    /// Notes that they are gone.
+    pub fn forget(&self, run: RunId, id: CheckpointId) -> Result<(), DatabaseError> {
+        Ok(self.write(HELD, &key(run, id.0), None).map_err(Box::new)?)
+    }
+
+    /// Everything that the agent of a run should know at its start.
+    pub fn memory(&self, run: RunId) -> Result<Memory, DatabaseError> {
+        let mut memory = Memory::default();
+        for (id, seq) in self.entries(CLAIM_LOG, run)? {
+            let seq_reserved = u64::from_le_bytes(seq.try_into().unwrap_or([0xff; 8]));
+            memory.log.push(LogEntry { claim: ClaimId(id), seq_reserved });
+        }
+        for (_, bytes) in self.entries(CLAIMS, run)? {
+            memory.records.claims.extend(Records::from_bytes(&bytes)?.claims);
+        }
+        for (_, bytes) in self.entries(CHECKPOINTS, run)? {
+            memory.records.checkpoints.extend(Records::from_bytes(&bytes)?.checkpoints);
+        }
+        for (id, state) in self.entries(HELD, run)? {
+            memory.held.push((CheckpointId(id), state == [1]));
+        }
+        Ok(memory)
+    }
+
+    /// The register as far as it was remembered.
+    pub fn register(&self, run: RunId, manifest: Arc<Manifest>) -> Result<Register, DatabaseError> {
+        let records = self.memory(run)?.records;
+        let mut register = Register::new(run, manifest);
+        for claim in records.claims.into_iter().filter_map(|claim| claim.verify(run).ok()) {
+            register.merge_claim(claim);
+        }
+        for checkpoint in records.checkpoints.into_iter().filter_map(|checkpoint| checkpoint.verify(run).ok()) {
+            register.merge_checkpoint(checkpoint);
+        }
+        Ok(register)
+    }
+
+    fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), DatabaseError> {
+        Ok(self.write(table, key, Some(value)).map_err(Box::new)?)
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, DatabaseError> {
+        Ok(self.read(table, key).map_err(Box::new)?)
+    }
+
+    /// All entries of a run, by the second half of their keys.
+    fn entries(&self, table: Table, run: RunId) -> Result<Vec<(Hash, Vec<u8>)>, DatabaseError> {
+        Ok(self.read_range(table, run).map_err(Box::new)?)
+    }
+
+    /// Sets or removes an entry, durably.
+    fn write(&self, table: Table, key: &[u8], value: Option<&[u8]>) -> Result<(), redb::Error> {
+        let transaction = self.redb.begin_write()?;
+        {
+            let mut table = transaction.open_table(table)?;
+            match value {
+                Some(value) => table.insert(key, value)?,
+                None => table.remove(key)?,
+            };
+        }
+        Ok(transaction.commit()?)
+    }
+
+    fn read(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, redb::Error> {
+        let table = self.redb.begin_read()?.open_table(table)?;
+        Ok(table.get(key)?.map(|value| value.value().to_vec()))
+    }
+
+    fn read_range(&self, table: Table, run: RunId) -> Result<Vec<(Hash, Vec<u8>)>, redb::Error> {
+        let table = self.redb.begin_read()?.open_table(table)?;
+        let (first, last) = (key(run, Hash([0; 32])), key(run, Hash([0xff; 32])));
+        let mut entries = Vec::new();
+        for entry in table.range(first.as_slice()..=last.as_slice())? {
+            let (key, value) = entry?;
+            if let Ok(id) = key.value()[32..].try_into() {
+                entries.push((Hash(id), value.value().to_vec()));
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// Opens the file with every table in place, so that reading finds them.
+fn create(path: &Path) -> Result<redb::Database, redb::Error> {
+    let redb = redb::Database::create(path)?;
+    let transaction = redb.begin_write()?;
+    for table in TABLES {
+        transaction.open_table(table)?;
+    }
+    transaction.commit()?;
+    Ok(redb)
+}
+
+fn key(run: RunId, id: Hash) -> Vec<u8> {
+    [run.0.0, id.0].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_there_after_reopening_and_runs_do_not_mix() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::new(folder.path());
+        let (run, other) = (RunId(Hash::of(b"one")), RunId(Hash::of(b"two")));
+        let entry = LogEntry { claim: ClaimId(Hash::of(b"claim")), seq_reserved: 77 };
+        let id = CheckpointId(Hash::of(b"checkpoint"));
+        {
+            let database = Database::open(&dir).unwrap();
+            database.join(&Ticket { run, seeds: vec![] }).unwrap();
+            database.log(run, &entry).unwrap();
+            database.hold(run, id, false).unwrap();
+            database.hold(run, id, true).unwrap();
+            database.hold(other, id, true).unwrap();
+            database.forget(other, id).unwrap();
+        }
+        let database = Database::open(&dir).unwrap();
+        assert_eq!(database.current_run().unwrap(), Some(run));
+        assert_eq!(database.ticket(run).unwrap().unwrap().run, run);
+        let memory = database.memory(run).unwrap();
+        assert_eq!(memory.log, vec![entry]);
+        assert_eq!(memory.held, vec![(id, true)]);
+        assert!(database.memory(other).unwrap().held.is_empty());
+    }
+
+    #[test]
+    fn a_directory_of_another_layout_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::new(folder.path());
+        Database::open(&dir).unwrap().put(META, b"layout", b"99").unwrap();
+        assert!(matches!(Database::open(&dir), Err(DatabaseError::Layout(_))));
+    }
+}

@@ -1,0 +1,205 @@
+//! The data directory: its layout, its key and its lock.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use paris_protocol::identity::Keypair;
+
+/// A data directory that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// The operating system refused.
+    #[error(
+        "{path}: {source}. Check that the disk has room and that this user may write there, or choose another --data-dir"
+    )]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Nothing was initialised here.
+    #[error("{0} holds no node key: run `paris-node init` first")]
+    NoKey(PathBuf),
+    /// The key file is not 32 bytes.
+    #[error(
+        "{0} is damaged ({1} bytes instead of 32): restore it from a backup, or move it away and run `paris-node init` for a new identity"
+    )]
+    DamagedKey(PathBuf, usize),
+    /// Others can read the key.
+    #[error("{0} can be read by other users of this machine: `chmod 600` it (and consider the key known to them)")]
+    OpenKey(PathBuf),
+    /// Another program has the directory open.
+    #[error(
+        "{0} is in use by another paris-node: a directory serves one node at a time. Stop that one, or give this one its own --data-dir"
+    )]
+    InUse(PathBuf),
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> DirectoryError {
+    let path = path.to_owned();
+    move |source| DirectoryError::Io { path, source }
+}
+
+/// A data directory.
+#[derive(Clone, Debug)]
+pub struct DataDir {
+    root: PathBuf,
+}
+
+/// Held while this program uses the directory; the system drops it when the process ends, however it ends.
+#[derive(Debug)]
+pub struct DirLock {
+    _file: File,
+}
+
+impl DataDir {
+    /// The directory at `root`; nothing is touched yet.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Creates the directory and its key where they are missing; an existing key is never replaced. True if the key is new.
+    pub fn init(&self) -> Result<bool, DirectoryError> {
+        fs::create_dir_all(&self.root).map_err(io_error(&self.root))?;
+        let path = self.key_path();
+        if path.exists() {
+            self.keypair().map(|_| false)
+        } else {
+            // Fresh from the system's generator: libp2p brings it, so that no second source of randomness is needed.
+            let keypair = libp2p::identity::ed25519::Keypair::generate();
+            write_private(&path, keypair.secret().as_ref()).map_err(io_error(&path))?;
+            Ok(true)
+        }
+    }
+
+    /// The node's secret.
+    pub fn secret(&self) -> Result<[u8; 32], DirectoryError> {
+        let path = self.key_path();
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(DirectoryError::NoKey(self.root.clone()));
+            }
+            read => read.map_err(io_error(&path))?,
+        };
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = fs::metadata(&path).map_err(io_error(&path))?.permissions().mode();
+            if mode & 0o077 != 0 {
+                return Err(DirectoryError::OpenKey(path));
+            }
+        }
+        let len = bytes.len();
+        bytes.try_into().map_err(|_| DirectoryError::DamagedKey(path, len))
+    }
+
+    /// The node's identity.
+    pub fn keypair(&self) -> Result<Keypair, DirectoryError> {
+        Ok(Keypair::from_secret(&self.secret()?))
+    }
+
+    /// Takes the directory for this program.
+    pub fn lock(&self) -> Result<DirLock, DirectoryError> {
+        let path = self.root.join("node.lock");
+        let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = open.map_err(io_error(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(DirLock { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(DirectoryError::InUse(self.root.clone())),
+            Err(TryLockError::Error(source)) => Err(DirectoryError::Io { path, source }),
+        }
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn key_path(&self) -> PathBuf {
+        self.root.join("node.key")
+    }
+
+    /// The database's file.
+    pub fn database_path(&self) -> PathBuf {
+        self.root.join("node.redb")
+    }
+
+    /// The blob store's folder.
+    pub fn blobs_path(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
+    /// Where the running node says how to reach its API.
+    pub fn api_path(&self) -> PathBuf {
+        self.root.join("api.json")
+    }
+
+    /// Where checkpoints are exported for sampling.
+    pub fn weights_path(&self) -> PathBuf {
+        self.root.join("weights")
+    }
+}
+
+/// Writes a small file that only its owner may read, whole or not at all, durably.
+pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // A temporary file is created with mode 0600.
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    if cfg!(unix) {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn init_never_replaces_a_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::new(folder.path().join("node"));
+        assert!(matches!(dir.secret(), Err(DirectoryError::NoKey(_))));
+        assert!(dir.init().unwrap());
+        let secret = dir.secret().unwrap();
+        assert!(!dir.init().unwrap());
+        assert_eq!(dir.secret().unwrap(), secret);
+    }
+
+    #[test]
+    fn a_damaged_key_is_an_error_and_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::new(folder.path());
+        write_private(&dir.key_path(), b"short").unwrap();
+        assert!(matches!(dir.init(), Err(DirectoryError::DamagedKey(_, 5))));
+        assert_eq!(fs::read(dir.key_path()).unwrap(), b"short");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_key_that_others_can_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::new(folder.path());
+        dir.init().unwrap();
+        fs::set_permissions(dir.key_path(), fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(matches!(dir.secret(), Err(DirectoryError::OpenKey(_))));
+    }
+
+    #[test]
+    fn a_second_lock_is_refused_until_the_first_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::new(folder.path());
+        let first = dir.lock().unwrap();
+        assert!(matches!(dir.lock(), Err(DirectoryError::InUse(_))));
+        drop(first);
+        dir.lock().unwrap();
+    }
+}

@@ -1,0 +1,19 @@
+//! What a node keeps on disk.
+//!
+//! ```text
+//! DATA_DIR/
+//!   node.key     the secret key, readable by its owner only
+//!   node.lock    held while a program uses the directory
+//!   node.redb    runs, tickets, claim log, register, which checkpoints are held: small and durable
+//!   api.json     where the running node's local API listens
+//!   blobs/       checkpoints and shards by hash: disposable, refilled from peers
+//!   weights/     checkpoints exported for sampling
+//! ```
+
+mod database;
+mod directory;
+
+pub use self::{
+    database::{Database, DatabaseError},
+    directory::{DataDir, DirLock, DirectoryError, write_private},
+};

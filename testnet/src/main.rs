@@ -1,0 +1,41 @@
+//! `paris-testnet`: a network of real nodes on this machine.
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use paris_testnet::{demo::Demo, process::NODE};
+
+/// The same allocator as the node's: child processes are this program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Many Paris nodes on one machine, each a process of its own.
+#[derive(Parser)]
+#[command(name = "paris-testnet", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Demo(Demo),
+}
+
+fn main() -> ExitCode {
+    // A child of this program is a node: it takes the node's command line, and runs the node's code.
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    if arguments.get(1).is_some_and(|first| first == NODE) {
+        arguments.remove(1);
+        return paris_node::cli::main(arguments.into_iter());
+    }
+    match Cli::parse().command {
+        Command::Demo(demo) => match demo.run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
