@@ -6,6 +6,7 @@ use super::{Action, Agent, LogEntry, millis};
 use crate::{
     checkpoint::CheckpointId,
     claim::{Claim, ClaimId, Previous, VOTES_MAX, Vote},
+    codec::{Wire, encoded_len},
     identity::NodeId,
     lease::Time,
     message::{ADDRESSES_MAX, Gossip, HOLDS_MAX, Presence},
@@ -18,6 +19,9 @@ use crate::{
 const SEQ_BLOCK: u64 = 256;
 /// The least number of parts by which an owner must exceed an idle peer before it hands one over.
 const HANDOVER_GAIN: usize = 2;
+
+/// For how many ttls a node leaves a part alone that it gave up.
+const RETRY_TTLS: u32 = 4;
 
 /// A part this node claims.
 #[derive(Clone, Debug)]
@@ -55,10 +59,18 @@ impl Agent {
             || (!self.is_released(part) && self.leases.silence(now, part).is_some_and(|silence| silence <= self.ttl()))
     }
 
-    /// The trainer of a part died. Its heartbeat dies with it, and the part is released so that another may try.
+    /// The trainer of a part died. The part is released so that another may try; where there is no other, this node tries again later.
     pub fn trainer_failed(&mut self, now: Time, part: Part) {
-        if self.owned.contains_key(&part) {
-            self.release(now, part);
+        let others = self.candidates(now).iter().any(|(node, _)| *node != self.id());
+        let later = now + RETRY_TTLS * self.ttl();
+        match self.owned.get_mut(&part) {
+            Some(owned) if !others => {
+                owned.phase = Phase::Resuming;
+                self.progress.remove(&part);
+                self.avoid_until.insert(part, later);
+            }
+            Some(_) => self.release(now, part),
+            None => {}
         }
     }
 
@@ -80,6 +92,7 @@ impl Agent {
         for part in self.owned().collect::<Vec<_>>() {
             match self.owned[&part].phase {
                 Phase::Intent { until } if now < until => self.wake_at(until),
+                Phase::Resuming if self.avoid_until.get(&part).is_some_and(|until| now < *until) => {}
                 Phase::Intent { .. } | Phase::Resuming => self.begin(now, part),
                 Phase::Training => {}
             }
@@ -130,7 +143,7 @@ impl Agent {
         let claim = owned.id;
         self.drop_part(part);
         self.vote(part, claim);
-        self.avoid_until.insert(part, now + 4 * self.ttl());
+        self.avoid_until.insert(part, now + RETRY_TTLS * self.ttl());
     }
 
     /// Hands the part over if a live peer with room owns clearly fewer. Called at a checkpoint, when least is lost.
@@ -151,7 +164,7 @@ impl Agent {
         self.note_vote(vote);
     }
 
-    /// Files a vote on a part's current claim.
+    /// Files a vote on a part's current claim. False if it is on another claim, or from a stranger.
     pub(super) fn note_vote(&mut self, vote: Verified<Vote>) -> bool {
         if self.register.current_id(vote.part) != Some(vote.claim) || !self.manifest.admits(vote.author()) {
             return false;
@@ -161,7 +174,8 @@ impl Agent {
         if votes.len() >= VOTES_MAX && !votes.contains_key(&vote.author()) {
             return false;
         }
-        votes.insert(vote.author(), vote).is_none()
+        votes.insert(vote.author(), vote);
+        true
     }
 
     /// The votes on the part's current claim.
@@ -184,15 +198,24 @@ impl Agent {
         self.leases.silence(now, part).is_some_and(|silence| silence > self.ttl())
     }
 
-    /// True if a claim on the part would be founded, and this node sees no reason against it.
-    fn is_claimable(&self, now: Time, part: Part) -> bool {
-        if self.owned.contains_key(&part) {
-            return false;
+    /// What ends the part's current claim for this node: the release of another owner, or a quorum of votes. None if there is not enough.
+    fn evidence(&self, part: Part) -> Option<Vec<Signed<Vote>>> {
+        let Some(current) = self.register.current(part) else { return Some(Vec::new()) };
+        let owner = current.author();
+        if owner != self.id()
+            && let Some(release) = self.votes_on(part).find(|vote| vote.author() == owner)
+        {
+            return Some(vec![release.signed().clone()]);
         }
         let quorum = usize::from(self.manifest.ownership.quorum);
-        self.register.current(part).is_none()
-            || self.is_released(part)
-            || (self.is_lapsed(now, part) && self.votes_on(part).count() >= quorum)
+        let votes: Vec<_> = self.votes_on(part).take(quorum).map(|vote| vote.signed().clone()).collect();
+        (votes.len() == quorum).then_some(votes)
+    }
+
+    /// True if a claim on the part would be founded, and this node sees no reason against it.
+    fn is_claimable(&self, now: Time, part: Part) -> bool {
+        let over = self.register.current(part).is_none() || self.is_released(part) || self.is_lapsed(now, part);
+        over && !self.owned.contains_key(&part) && self.evidence(part).is_some()
     }
 
     /// Suspects silent owners, and claims the part that it is this node's turn to claim, one at a time.
@@ -231,10 +254,22 @@ impl Agent {
         if silence <= self.ttl() {
             return self.wake_at(now + (self.ttl() - silence) + Time::from_millis(1));
         }
-        let (Some(current), me) = (self.register.current_id(part), self.id()) else { return };
-        let voted = self.votes_on(part).any(|vote| vote.author() == me);
-        if !voted && self.settings.capacity > 0 && !self.leaving {
+        let Some(current) = self.register.current_id(part) else { return };
+        if self.settings.capacity == 0 || self.leaving {
+            return;
+        }
+        // Who finds the quorum reached need not add to it. Who voted repeats it while the silence lasts: gossip loses messages.
+        let enough = self.votes_on(part).count() >= usize::from(self.manifest.ownership.quorum);
+        let due = match self.vote_again.get(&part) {
+            Some(again) => now >= *again,
+            None => !enough,
+        };
+        if due {
             self.vote(part, current);
+            self.vote_again.insert(part, now + self.ttl());
+        }
+        if let Some(again) = self.vote_again.get(&part) {
+            self.wake_at(*again);
         }
     }
 
@@ -275,15 +310,11 @@ impl Agent {
     }
 
     fn claim(&mut self, now: Time, part: Part) {
-        let Some((term, previous)) = self.next_term(part) else { return };
-        let owner = previous.map(|previous| previous.owner);
-        let release = self.votes_on(part).find(|vote| Some(vote.author()) == owner);
-        let evidence = match release {
-            Some(release) => vec![release.signed().clone()],
-            None => self.votes_on(part).map(|vote| vote.signed().clone()).collect(),
-        };
-        let claim = Claim { part, term, previous, evidence, boot: self.boot, seq: 0 };
-        let id = claim.id(self.run, self.id());
+        let (Some((term, previous)), Some(evidence)) = (self.next_term(part), self.evidence(part)) else { return };
+        let id = ClaimId::of(self.run, part, term, previous, self.id());
+        // Where a crash left a reservation without a claim, go on above it.
+        let seq = self.log.get(&id).copied().unwrap_or(0);
+        let claim = Claim { part, term, previous, evidence, boot: self.boot, seq };
         let until = now + millis(self.manifest.ownership.intent_ms);
         self.owned.insert(part, Owned { claim, id, phase: Phase::Intent { until }, parent: None });
         self.free_since.remove(&part);
@@ -295,14 +326,25 @@ impl Agent {
     pub(super) fn beat(&mut self, now: Time) {
         if now >= self.next_beat {
             self.next_beat = now + millis(self.manifest.ownership.heartbeat_ms);
-            let claims =
-                self.owned().collect::<Vec<_>>().into_iter().filter_map(|part| self.sign_next(now, part)).collect();
             let presence = Presence {
                 capacity: if self.leaving { 0 } else { self.settings.capacity },
                 addresses: self.addresses.iter().take(ADDRESSES_MAX).copied().collect(),
                 holds: self.holding.ids().take(HOLDS_MAX).collect(),
                 progress: self.progress.values().copied().collect(),
             };
+            let room = Gossip::LIMIT.saturating_sub(encoded_len(&presence) + 16);
+            let (mut claims, mut used) = (Vec::new(), 0);
+            for part in self.owned().collect::<Vec<_>>() {
+                let Some(claim) = self.sign_next(now, part) else { continue };
+                let len = encoded_len(&claim);
+                // An owner of very many parts needs several messages.
+                if used + len > room {
+                    self.publish(&Gossip::Beat { presence: presence.clone(), claims: std::mem::take(&mut claims) });
+                    used = 0;
+                }
+                used += len;
+                claims.push(claim);
+            }
             self.publish(&Gossip::Beat { presence, claims });
         }
         self.wake_at(self.next_beat);
