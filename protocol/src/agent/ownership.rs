@@ -63,14 +63,15 @@ impl Agent {
     pub fn trainer_failed(&mut self, now: Time, part: Part) {
         let others = self.candidates(now).iter().any(|(node, _)| *node != self.id());
         let later = now + RETRY_TTLS * self.ttl();
-        match self.owned.get_mut(&part) {
-            Some(owned) if !others => {
-                owned.phase = Phase::Resuming;
-                self.progress.remove(&part);
+        let Some(owned) = self.owned.get_mut(&part) else { return };
+        // There is no trainer left that could be told to stop.
+        owned.phase = Phase::Resuming;
+        self.progress.remove(&part);
+        match others {
+            true => self.release(now, part),
+            false => {
                 self.avoid_until.insert(part, later);
             }
-            Some(_) => self.release(now, part),
-            None => {}
         }
     }
 

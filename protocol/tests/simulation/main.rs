@@ -1,0 +1,8 @@
+//! Many agents in virtual time: what the network does as a whole. Every scenario is replayed exactly by its seed.
+
+mod checkpoints;
+#[path = "../common/mod.rs"]
+mod common;
+mod ownership;
+mod strangers;
+mod world;
