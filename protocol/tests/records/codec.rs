@@ -91,7 +91,8 @@ proptest! {
     #[test]
     fn any_text_may_be_tried_as_a_ticket(text in "\\PC{0,80}", body in "[a-z2-7]{0,120}") {
         prop_assert!(text.parse::<Ticket>().is_err());
-        prop_assert!(format!("paris1{body}").parse::<Ticket>().is_err());
+        let ticket = ["paris1", &body].concat();
+        prop_assert!(ticket.parse::<Ticket>().is_err());
     }
 }
 

@@ -1,9 +1,8 @@
 //! Generated values of every wire type.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use paris_protocol::{
-    agent::LogEntry,
     checkpoint::{Blob, Checkpoint, CheckpointId},
     claim::{Claim, ClaimId, Previous, Vote},
     hash::Hash,
@@ -33,6 +32,11 @@ pub(crate) fn part() -> impl Strategy<Value = Part> {
 
 fn node() -> impl Strategy<Value = NodeId> {
     any::<[u8; 32]>().prop_map(NodeId)
+}
+
+/// Without the scope of a link-local address, which means nothing on another machine and does not travel.
+fn address() -> impl Strategy<Value = SocketAddr> {
+    (any::<IpAddr>(), any::<u16>()).prop_map(SocketAddr::from)
 }
 
 pub(crate) fn vote() -> impl Strategy<Value = Vote> {
@@ -78,7 +82,7 @@ fn presence() -> impl Strategy<Value = Presence> {
     let progress = (part(), any::<u64>(), any::<i16>(), any::<i16>()).prop_map(|(part, step, loss, held_out)| {
         Progress { part, step, loss: loss.into(), held_out_loss: held_out.into() }
     });
-    (any::<u16>(), vec(any::<SocketAddr>(), 0..8), vec(hash().prop_map(CheckpointId), 0..8), vec(progress, 0..4))
+    (any::<u16>(), vec(address(), 0..8), vec(hash().prop_map(CheckpointId), 0..8), vec(progress, 0..4))
         .prop_map(|(capacity, addresses, holds, progress)| Presence { capacity, addresses, holds, progress })
 }
 
@@ -100,11 +104,10 @@ pub(crate) fn digest() -> impl Strategy<Value = Digest> {
 }
 
 pub(crate) fn ticket() -> impl Strategy<Value = Ticket> {
-    let seed = (node(), vec("[a-z0-9/.]{0,40}", 0..3), vec(any::<SocketAddr>(), 0..3))
-        .prop_map(|(node, gossip, blobs)| Seed { node, gossip, blobs });
+    let seed = (node(), vec("[a-z0-9/.]{0,40}", 0..3), vec(address(), 0..3)).prop_map(|(node, gossip, blobs)| Seed {
+        node,
+        gossip,
+        blobs,
+    });
     (hash(), vec(seed, 0..4)).prop_map(|(run, seeds)| Ticket { run: RunId(run), seeds })
-}
-
-pub(crate) fn log_entry() -> impl Strategy<Value = LogEntry> {
-    (hash(), any::<u64>()).prop_map(|(claim, seq_reserved)| LogEntry { claim: ClaimId(claim), seq_reserved })
 }
