@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Every living node names the same owner of every part, and that node agrees.
-fn assert_agreed(world: &World) {
+pub(crate) fn assert_agreed(world: &World) {
     for part in world.parts() {
         let owner = world.agent(world.owner(part)).id();
         for node in world.living() {

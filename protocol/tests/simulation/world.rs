@@ -185,6 +185,11 @@ impl World {
         self.agent(node).owned().count()
     }
 
+    /// A part that a node trains right now.
+    pub(crate) fn trained(&self, node: usize) -> Option<Part> {
+        self.nodes[node].trainers.keys().next().copied()
+    }
+
     /// The step of the best checkpoint of a part as a node sees it; 0 without one.
     pub(crate) fn best_step(&self, node: usize, part: Part) -> u64 {
         self.agent(node).best(part).map_or(0, |best| best.step)
@@ -318,7 +323,7 @@ impl World {
     }
 
     /// A number below `bound`, by counter and seed.
-    fn draw(&mut self, bound: u64) -> u64 {
+    pub(crate) fn draw(&mut self, bound: u64) -> u64 {
         self.drawn += 1;
         let hash = Hash::of_fields("world", &[&self.seed.to_le_bytes(), &self.drawn.to_le_bytes()]);
         u64::from_le_bytes(hash.0[..8].try_into().unwrap()) % bound
