@@ -170,11 +170,16 @@ impl Register {
 
     /// The part's checkpoints, best first: those fenced by the current claim, then by term, step and name.
     pub fn checkpoints(&self, part: Part) -> Vec<&Verified<Checkpoint>> {
+        self.named_checkpoints(part).into_iter().map(|(_, checkpoint)| checkpoint).collect()
+    }
+
+    /// The same with their names, which are costly to compute again.
+    pub(crate) fn named_checkpoints(&self, part: Part) -> Vec<(CheckpointId, &Verified<Checkpoint>)> {
         let current = self.current_id(part);
         let Some(part) = self.parts.get(&part) else { return Vec::new() };
-        let mut all: Vec<_> = part.checkpoints.iter().collect();
-        all.sort_by_key(|(id, it)| Reverse((Some(it.claim) == current, it.term, it.step, **id)));
-        all.into_iter().map(|(_, checkpoint)| checkpoint).collect()
+        let mut all: Vec<_> = part.checkpoints.iter().map(|(id, it)| (*id, it)).collect();
+        all.sort_by_key(|(id, it)| Reverse((Some(it.claim) == current, it.term, it.step, *id)));
+        all
     }
 
     /// A checkpoint by its name.

@@ -87,7 +87,7 @@ impl Holding {
 impl Agent {
     /// The best checkpoint of a part that was not found unusable: what a mixture takes.
     pub fn best(&self, part: Part) -> Option<&Verified<Checkpoint>> {
-        self.usable(part).next()
+        self.usable(part).next().map(|(_, checkpoint)| checkpoint)
     }
 
     /// True if the checkpoint's weights are in the local store.
@@ -165,8 +165,8 @@ impl Agent {
     }
 
     /// The part's checkpoints that were not found unusable, best first.
-    fn usable(&self, part: Part) -> impl Iterator<Item = &Verified<Checkpoint>> {
-        self.register.checkpoints(part).into_iter().filter(|it| !self.holding.unusable.contains(&it.id()))
+    fn usable(&self, part: Part) -> impl Iterator<Item = (CheckpointId, &Verified<Checkpoint>)> {
+        self.register.named_checkpoints(part).into_iter().filter(|(id, _)| !self.holding.unusable.contains(id))
     }
 
     /// Starts training a part that is owned, from the best checkpoint that can be had.
@@ -174,7 +174,7 @@ impl Agent {
     /// One that nobody delivers is passed over for the next best, and a part none of whose checkpoints can be had begins anew: a part
     /// must not die with its last holder. An isolated node waits instead, for it would begin anew what others still have.
     pub(super) fn begin(&mut self, now: Time, part: Part) {
-        let choices: Vec<_> = self.usable(part).map(|checkpoint| (checkpoint.id(), checkpoint.clone())).collect();
+        let choices: Vec<_> = self.usable(part).map(|(id, checkpoint)| (id, checkpoint.clone())).collect();
         if matches!(self.owned.get(&part), Some(Owned { phase: Phase::Intent { .. }, .. })) {
             // What failed while this node only mirrored the part says nothing of now: an owner tries for itself.
             self.holding.failed.retain(|id, _| !choices.iter().any(|(choice, _)| choice == id));
@@ -246,10 +246,11 @@ impl Agent {
     /// Fetches what this node should hold, and forgets what nobody needs from it.
     pub(super) fn attend_checkpoints(&mut self, now: Time) {
         for part in self.manifest.clone().parts() {
-            let Some(best) = self.best(part).cloned() else { continue };
+            let best = self.usable(part).next().filter(|(id, _)| !self.holding.has(*id, true));
+            let Some((id, best)) = best.map(|(id, best)| (id, best.clone())) else { continue };
             let replica = self.keeps_replica(&best);
             let wanted = replica || self.settings.mirror == Mirror::Everything;
-            if wanted && !self.holding.has(best.id(), replica) {
+            if wanted && !self.holding.has(id, replica) {
                 self.fetch(now, &best, replica);
             }
         }
@@ -273,11 +274,11 @@ impl Agent {
     fn forget_surplus(&mut self) {
         let mut needed: BTreeSet<_> = self.owned.values().filter_map(|owned| owned.parent).collect();
         for part in self.manifest.parts() {
-            let held = self.usable(part).map(|it| it.id()).filter(|id| self.holding.held.contains_key(id));
+            let held = self.usable(part).map(|(id, _)| id).filter(|id| self.holding.held.contains_key(id));
             needed.extend(held.take(KEPT_OF_A_PART));
         }
-        let listed: BTreeSet<_> =
-            self.manifest.parts().flat_map(|part| self.register.checkpoints(part)).map(|it| it.id()).collect();
+        let listed = |part| self.register.named_checkpoints(part).into_iter().map(|(id, _)| id);
+        let listed: BTreeSet<_> = self.manifest.parts().flat_map(listed).collect();
         self.holding.failed.retain(|id, _| listed.contains(id));
         self.holding.unusable.retain(|id| listed.contains(id));
         let surplus: Vec<_> = self.holding.ids().filter(|id| !needed.contains(id)).collect();

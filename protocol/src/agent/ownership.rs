@@ -1,6 +1,6 @@
 //! Claiming parts, keeping them, and giving them up.
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use super::{Action, Agent, LogEntry, millis};
 use crate::{
@@ -167,12 +167,14 @@ impl Agent {
 
     /// Files a vote on a part's current claim. False if it is on another claim, or from a stranger.
     pub(super) fn note_vote(&mut self, vote: Verified<Vote>) -> bool {
+        let Some(current) = self.register.current(vote.part) else { return false };
+        let released = current.author() == vote.author();
         if self.register.current_id(vote.part) != Some(vote.claim) || !self.manifest.admits(vote.author()) {
             return false;
         }
         let votes = self.votes.entry(vote.part).or_default();
         votes.retain(|_, known| known.claim == vote.claim);
-        if votes.len() >= VOTES_MAX && !votes.contains_key(&vote.author()) {
+        if votes.len() >= VOTES_MAX && !released && !votes.contains_key(&vote.author()) {
             return false;
         }
         votes.insert(vote.author(), vote);
@@ -221,7 +223,7 @@ impl Agent {
 
     /// Suspects silent owners, and claims the part that it is this node's turn to claim, one at a time.
     fn claim_one(&mut self, now: Time) {
-        let mut turns = Vec::new();
+        let (mut turns, mut candidates) = (Vec::new(), None);
         for part in self.manifest.clone().parts() {
             if self.owned.contains_key(&part) {
                 self.free_since.remove(&part);
@@ -233,7 +235,8 @@ impl Agent {
                 continue;
             }
             let since = *self.free_since.entry(part).or_insert(now);
-            if let Some(rank) = self.rank(now, part) {
+            let candidates = candidates.get_or_insert_with(|| self.candidates(now));
+            if let Some(rank) = self.rank(part, candidates) {
                 let delay = millis(self.manifest.ownership.rank_delay_ms) * rank;
                 let allowed = self.avoid_until.get(&part).copied().unwrap_or_default();
                 turns.push(((since + delay).max(allowed), part));
@@ -276,26 +279,29 @@ impl Agent {
 
     /// Live peers with room for a part, this node among them if it has room, and how many parts each owns.
     fn candidates(&self, now: Time) -> Vec<(NodeId, usize)> {
-        let load = |node: NodeId| {
-            let owns = |part: &Part| self.register.current(*part).is_some_and(|claim| claim.author() == node);
-            self.manifest.parts().filter(|part| owns(part) && self.owner_is_live(now, *part)).count()
-        };
+        let mut loads = BTreeMap::<NodeId, usize>::new();
+        for part in self.manifest.parts().filter(|part| self.owner_is_live(now, *part)) {
+            if let Some(claim) = self.register.current(part) {
+                *loads.entry(claim.author()).or_default() += 1;
+            }
+        }
         let peers = self.peers.iter().map(|(node, peer)| (*node, peer.presence.capacity));
         peers
             .chain([(self.id(), self.settings.capacity)])
-            .map(|(node, capacity)| (node, capacity, load(node)))
+            .map(|(node, capacity)| (node, capacity, loads.get(&node).copied().unwrap_or(0)))
             .filter(|(node, capacity, load)| *load < usize::from(*capacity) && self.manifest.admits(*node))
             .map(|(node, _, load)| (node, load))
             .collect()
     }
 
-    /// This node's place among those that could claim the part: the least loaded first, then by rendezvous hash. None without room.
-    fn rank(&self, now: Time, part: Part) -> Option<u32> {
+    /// This node's place among the candidates for the part: the least loaded first, then by rendezvous hash. None without room.
+    fn rank(&self, part: Part, candidates: &[(NodeId, usize)]) -> Option<u32> {
         let (term, previous) = self.next_term(part)?;
-        let key = |(node, load): &(NodeId, usize)| (*load, Reverse(ClaimId::of(self.run, part, term, previous, *node)));
-        let candidates = self.candidates(now);
-        let mine = key(candidates.iter().find(|(node, _)| *node == self.id())?);
-        Some(candidates.iter().filter(|candidate| key(candidate) < mine).count() as u32)
+        let weight = |node| Reverse(ClaimId::of(self.run, part, term, previous, node));
+        let (me, my_load) = *candidates.iter().find(|(node, _)| *node == self.id())?;
+        let mine = weight(me);
+        let before = |(node, load): &(NodeId, usize)| *load < my_load || (*load == my_load && weight(*node) < mine);
+        Some(candidates.iter().filter(|candidate| before(candidate)).count() as u32)
     }
 
     /// Term and predecessor of the claim that would come next.

@@ -240,3 +240,22 @@ fn a_trainer_that_fails_gives_its_part_to_another_and_alone_it_tries_again() {
         assert_agreed(&world);
     }
 }
+
+#[test]
+fn an_owner_of_more_parts_than_a_message_holds_keeps_them_all_alive() {
+    // A claim takes about 180 of a message's 61 440 bytes.
+    let mut many = manifest(1, 1);
+    many.clusters = vec![many.clusters[0].clone(); 399];
+    many.ownership.checkpoint_ms = 10_000_000;
+    many.ownership.intent_ms = 50;
+    let mut world = World::of(11, many, 1, 1000);
+    let watcher = world.add(owner(0));
+    world.run_secs(60);
+    assert_eq!(world.load(0), 400);
+    let now = world.now;
+    assert!(world.parts().iter().all(|part| world.agent(watcher).owner_is_live(now, *part)));
+    let current = |world: &World| world.agent(watcher).register().current(Part::Router).unwrap().seq;
+    let before = current(&world);
+    world.run_secs(20);
+    assert!(current(&world) > before);
+}
