@@ -152,6 +152,19 @@ impl Register {
         }
     }
 
+    /// True if this very claim is known, so that its signature need not be checked again.
+    pub(crate) fn has_claim(&self, signed: &Signed<Claim>) -> bool {
+        let (author, claim) = signed.unverified();
+        self.claim(claim.part, claim.id(self.run, author)).is_some_and(|known| known.signed() == signed)
+    }
+
+    /// True if this very checkpoint is known.
+    pub(crate) fn has_checkpoint(&self, signed: &Signed<Checkpoint>) -> bool {
+        let (author, checkpoint) = signed.unverified();
+        let known = self.checkpoint(checkpoint.part, CheckpointId::of(author, checkpoint));
+        known.is_some_and(|known| known.signed() == signed)
+    }
+
     /// The part's current claim: the greatest by (term, name).
     pub fn current(&self, part: Part) -> Option<&Verified<Claim>> {
         let part = self.parts.get(&part)?;

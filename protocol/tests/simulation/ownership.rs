@@ -245,17 +245,18 @@ fn a_trainer_that_fails_gives_its_part_to_another_and_alone_it_tries_again() {
 fn an_owner_of_more_parts_than_a_message_holds_keeps_them_all_alive() {
     // A claim takes about 180 of a message's 61 440 bytes.
     let mut many = manifest(1, 1);
-    many.clusters = vec![many.clusters[0].clone(); 399];
+    many.clusters = vec![many.clusters[0].clone(); 379];
     many.ownership.checkpoint_ms = 10_000_000;
     many.ownership.intent_ms = 50;
+    (many.ownership.heartbeat_ms, many.ownership.ttl_ms) = (5000, 15_000);
     let mut world = World::of(11, many, 1, 1000);
     let watcher = world.add(owner(0));
-    world.run_secs(60);
-    assert_eq!(world.load(0), 400);
+    world.run_secs(40);
+    assert_eq!(world.load(0), 380);
     let now = world.now;
     assert!(world.parts().iter().all(|part| world.agent(watcher).owner_is_live(now, *part)));
     let current = |world: &World| world.agent(watcher).register().current(Part::Router).unwrap().seq;
     let before = current(&world);
-    world.run_secs(20);
+    world.run_secs(10);
     assert!(current(&world) > before);
 }
