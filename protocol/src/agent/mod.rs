@@ -3,8 +3,9 @@
 //! Inputs are messages, facts and ticks, with the time as an argument; outputs are [`Action`]s, taken with [`Agent::take_actions`] and carried out
 //! *in order*, and the moment of the next tick, [`Agent::deadline`]. After every input the driver calls [`Agent::tick`].
 //!
-//! Rooms: `ownership` claims, beats, suspects and releases; `holding` fetches, mirrors and forgets checkpoints; `hearing` takes in what peers say.
+//! Rooms: `ownership` claims, suspects and releases; `beating` signs heartbeats; `holding` fetches, mirrors and forgets checkpoints; `hearing` takes in what peers say.
 
+mod beating;
 mod hearing;
 mod holding;
 mod ownership;
