@@ -6,6 +6,7 @@ use crate::{
     claim::ClaimId,
     codec::Wire,
     hash::Hash,
+    identity::NodeId,
     part::Part,
     signed::{Record, Verified},
 };
@@ -56,11 +57,18 @@ impl Record for Checkpoint {
     const DOMAIN: &'static str = "checkpoint";
 }
 
+impl CheckpointId {
+    /// The name of `checkpoint` if `author` signed it.
+    pub(crate) fn of(author: NodeId, checkpoint: &Checkpoint) -> Self {
+        // The fields are of fixed size, so a checkpoint always encodes.
+        let bytes = checkpoint.to_bytes().unwrap_or_default();
+        Self(Hash::of_fields("paris-node 1 checkpoint id", &[&author.0, &bytes]))
+    }
+}
+
 impl Verified<Checkpoint> {
     /// The checkpoint's name.
     pub fn id(&self) -> CheckpointId {
-        // A verified record was encoded once already, so it encodes.
-        let bytes = self.to_bytes().unwrap_or_default();
-        CheckpointId(Hash::of_fields("paris-node 1 checkpoint id", &[&self.author().0, &bytes]))
+        CheckpointId::of(self.author(), self)
     }
 }

@@ -62,10 +62,11 @@ impl Claim {
         ClaimId::of(run, self.part, self.term, self.previous, owner)
     }
 
-    /// True if the evidence ends the claim before: its owner's vote, or those of `quorum` other keys that `admits`. A pure check of this record alone.
-    pub fn is_founded(&self, run: RunId, quorum: usize, admits: impl Fn(NodeId) -> bool) -> bool {
+    /// True if the evidence ends the claim before: the vote of its owner, or those of `quorum` distinct keys that `admits`. A pure check of
+    /// this record alone. An owner's own word does not let that same `author` claim again, or one key could count up terms by itself.
+    pub fn is_founded(&self, run: RunId, author: NodeId, quorum: usize, admits: impl Fn(NodeId) -> bool) -> bool {
         let Some(previous) = self.previous else { return self.term == 1 && self.evidence.is_empty() };
-        if self.term < 2 || self.evidence.len() > VOTES_MAX {
+        if self.term < 2 || self.evidence.len() > VOTES_MAX.min(quorum) {
             return false;
         }
         let mut voters = BTreeSet::new();
@@ -75,7 +76,7 @@ impl Claim {
                 _ => return false,
             };
         }
-        voters.contains(&previous.owner) || voters.len() >= quorum
+        (voters.contains(&previous.owner) && previous.owner != author) || voters.len() >= quorum
     }
 }
 

@@ -44,8 +44,8 @@ pub trait Wire: Serialize + DeserializeOwned {
         }
     }
 
-    /// Reads the wire form. Nothing is allocated before the length is known to be within [`Wire::LIMIT`]; bytes left over are an error,
-    /// so that a record has one wire form only as far as its bytes go.
+    /// Reads the wire form. Nothing is allocated before the length is known to be within [`Wire::LIMIT`]; bytes left over or written in any other
+    /// way than [`Wire::to_bytes`] does are an error, so that a value has one wire form and hashes of it agree.
     fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
         if bytes.len() > Self::LIMIT {
             return Err(CodecError::TooLong { what: Self::NAME, len: bytes.len(), limit: Self::LIMIT });
@@ -55,9 +55,13 @@ pub trait Wire: Serialize + DeserializeOwned {
         let malformed = |reason: String| CodecError::Malformed { what: Self::NAME, reason };
         let (value, read) =
             bincode::serde::decode_from_slice(bytes, config).map_err(|error| malformed(error.to_string()))?;
-        match read == bytes.len() {
+        if read != bytes.len() {
+            return Err(malformed(format!("{} bytes left over", bytes.len() - read)));
+        }
+        let value: Self = value;
+        match value.to_bytes()? == bytes {
             true => Ok(value),
-            false => Err(malformed(format!("{} bytes left over", bytes.len() - read))),
+            false => Err(malformed("written in another way than the usual".into())),
         }
     }
 }

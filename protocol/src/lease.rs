@@ -19,12 +19,13 @@ struct Lease {
 }
 
 impl Leases {
-    /// Notes the part's current claim. Only a new claim or a greater `seq` renews the lease.
-    pub fn observe(&mut self, now: Time, part: Part, claim: ClaimId, seq: u64) {
-        match self.0.get_mut(&part) {
-            Some(lease) if lease.claim == claim && lease.seq >= seq => {}
+    /// Notes the part's current claim. Only a new claim or a greater `seq` renews the lease; true if it did.
+    pub fn observe(&mut self, now: Time, part: Part, claim: ClaimId, seq: u64) -> bool {
+        match self.0.get(&part) {
+            Some(lease) if lease.claim == claim && lease.seq >= seq => false,
             _ => {
                 self.0.insert(part, Lease { claim, seq, renewed: now });
+                true
             }
         }
     }

@@ -4,11 +4,7 @@
 //! No clock and no local observation enters it, or honest peers would diverge. Whether an owner is still alive is a separate, local
 //! question: see [`lease`](crate::lease).
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,16 +21,18 @@ use crate::{
 /// The most claims kept of a part: a chain this long means as many changes of owner.
 pub const CLAIMS_MAX: usize = 1024;
 /// The most checkpoints kept of a part: the greatest by term, step and name.
-pub const CHECKPOINTS_MAX: usize = 8;
+pub const CHECKPOINTS_MAX: usize = 12;
+/// The most of them made under one claim, so that no owner can push out what the others left.
+pub const CHECKPOINTS_OF_A_CLAIM_MAX: usize = 4;
 
 /// What merging a record did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Merged {
     /// The register grew.
     New,
-    /// It was there, or something newer of its kind was.
+    /// It was there, or something newer of its kind was, or there is no room for its kind.
     Known,
-    /// Kept or refused for now: the claim that it builds on is missing. Pull from whoever sent it.
+    /// Not kept: the claim that it builds on is missing. Pull from whoever sent it.
     Unlinked,
     /// No peer of this run makes such a record.
     Invalid(&'static str),
@@ -51,9 +49,10 @@ pub struct Register {
 /// The records of a part.
 #[derive(Clone, Debug, Default)]
 struct PartRegister {
+    /// Only claims whose predecessors are here too, back to term 1: a made-up term costs nobody any memory.
     claims: BTreeMap<ClaimId, Verified<Claim>>,
-    /// The claims that count: their predecessors are known, back to term 1. Follows from `claims`.
-    linked: BTreeSet<ClaimId>,
+    /// The greatest of them by term and name.
+    current: Option<(u64, ClaimId)>,
     checkpoints: BTreeMap<CheckpointId, Verified<Checkpoint>>,
 }
 
@@ -92,26 +91,32 @@ impl Register {
         if !self.manifest.admits(claim.author()) {
             return Merged::Invalid("its author is not admitted");
         }
-        let quorum = usize::from(self.manifest.ownership.quorum);
-        if !claim.is_founded(self.run, quorum, |voter| self.manifest.admits(voter)) {
-            return Merged::Invalid("its evidence does not end the claim before");
-        }
         let id = claim.id(self.run, claim.author());
         let Some(part) = self.parts.get_mut(&claim.part) else { return Merged::Invalid("the run has no such part") };
         let newness = |claim: &Verified<Claim>| (claim.seq, claim.signed().tie_break());
-        match part.claims.get(&id) {
-            Some(known) if newness(known) >= newness(&claim) => return Merged::Known,
-            None if part.claims.len() >= CLAIMS_MAX => {
-                return Merged::Invalid("the part has more claims than are kept");
+        let known = part.claims.get(&id);
+        if known.is_some_and(|known| newness(known) >= newness(&claim)) {
+            return Merged::Known;
+        }
+        // A heartbeat repeats evidence that was checked already.
+        let quorum = usize::from(self.manifest.ownership.quorum);
+        if known.is_none_or(|known| known.evidence != claim.evidence)
+            && !claim.is_founded(self.run, claim.author(), quorum, |voter| self.manifest.admits(voter))
+        {
+            return Merged::Invalid("its evidence does not end the claim before");
+        }
+        if let Some(previous) = claim.previous {
+            let Some(before) = part.claims.get(&previous.claim) else { return Merged::Unlinked };
+            if before.author() != previous.owner || before.term.checked_add(1) != Some(claim.term) {
+                return Merged::Invalid("it does not follow the claim that it names");
             }
-            _ => {}
         }
+        if known.is_none() && part.claims.len() >= CLAIMS_MAX {
+            return Merged::Known;
+        }
+        part.current = part.current.max(Some((claim.term, id)));
         part.claims.insert(id, claim);
-        part.link();
-        match part.linked.contains(&id) {
-            true => Merged::New,
-            false => Merged::Unlinked,
-        }
+        Merged::New
     }
 
     /// Adds a checkpoint. Only the owner of a known claim can have made it.
@@ -137,43 +142,57 @@ impl Register {
         if part.checkpoints.contains_key(&id) {
             return Merged::Known;
         }
+        let claim = checkpoint.claim;
         part.checkpoints.insert(id, checkpoint);
-        if part.checkpoints.len() > CHECKPOINTS_MAX {
-            let least = part.checkpoints.iter().min_by_key(|(id, it)| (it.term, it.step, **id)).map(|(id, _)| *id);
-            if let Some(least) = least {
-                part.checkpoints.remove(&least);
-                if least == id {
-                    return Merged::Known;
-                }
-            }
+        part.keep_greatest(CHECKPOINTS_OF_A_CLAIM_MAX, |it| it.claim == claim);
+        part.keep_greatest(CHECKPOINTS_MAX, |_| true);
+        match part.checkpoints.contains_key(&id) {
+            true => Merged::New,
+            false => Merged::Known,
         }
-        Merged::New
     }
 
-    /// The part's current claim: the greatest by (term, name) of those whose chain of predecessors is known back to term 1.
+    /// True if this very claim is known, so that its signature need not be checked again.
+    pub(crate) fn has_claim(&self, signed: &Signed<Claim>) -> bool {
+        let (author, claim) = signed.unverified();
+        self.claim(claim.part, claim.id(self.run, author)).is_some_and(|known| known.signed() == signed)
+    }
+
+    /// True if this very checkpoint is known.
+    pub(crate) fn has_checkpoint(&self, signed: &Signed<Checkpoint>) -> bool {
+        let (author, checkpoint) = signed.unverified();
+        let known = self.checkpoint(checkpoint.part, CheckpointId::of(author, checkpoint));
+        known.is_some_and(|known| known.signed() == signed)
+    }
+
+    /// The part's current claim: the greatest by (term, name).
     pub fn current(&self, part: Part) -> Option<&Verified<Claim>> {
         let part = self.parts.get(&part)?;
-        let greatest = part.linked.iter().max_by_key(|id| (part.claims[id].term, **id))?;
-        Some(&part.claims[greatest])
+        part.claims.get(&part.current?.1)
     }
 
     /// The current claim's name.
     pub fn current_id(&self, part: Part) -> Option<ClaimId> {
-        self.current(part).map(|claim| claim.id(self.run, claim.author()))
+        self.parts.get(&part)?.current.map(|(_, id)| id)
     }
 
-    /// A claim by its name, linked or not.
+    /// A claim by its name.
     pub fn claim(&self, part: Part, id: ClaimId) -> Option<&Verified<Claim>> {
         self.parts.get(&part)?.claims.get(&id)
     }
 
     /// The part's checkpoints, best first: those fenced by the current claim, then by term, step and name.
     pub fn checkpoints(&self, part: Part) -> Vec<&Verified<Checkpoint>> {
+        self.named_checkpoints(part).into_iter().map(|(_, checkpoint)| checkpoint).collect()
+    }
+
+    /// The same with their names, which are costly to compute again.
+    pub(crate) fn named_checkpoints(&self, part: Part) -> Vec<(CheckpointId, &Verified<Checkpoint>)> {
         let current = self.current_id(part);
         let Some(part) = self.parts.get(&part) else { return Vec::new() };
-        let mut all: Vec<_> = part.checkpoints.iter().collect();
-        all.sort_by_key(|(id, it)| Reverse((Some(it.claim) == current, it.term, it.step, **id)));
-        all.into_iter().map(|(_, checkpoint)| checkpoint).collect()
+        let mut all: Vec<_> = part.checkpoints.iter().map(|(id, it)| (*id, it)).collect();
+        all.sort_by_key(|(id, it)| Reverse((Some(it.claim) == current, it.term, it.step, *id)));
+        all
     }
 
     /// A checkpoint by its name.
@@ -188,6 +207,7 @@ impl Register {
             for (id, claim) in &part.claims {
                 bytes.extend_from_slice(&id.0.0);
                 bytes.extend_from_slice(&claim.seq.to_le_bytes());
+                bytes.extend_from_slice(claim.signed().tie_break().as_flattened());
             }
             for id in part.checkpoints.keys() {
                 bytes.extend_from_slice(&id.0.0);
@@ -197,12 +217,14 @@ impl Register {
         Digest(self.parts.iter().map(|(part, register)| (*part, digest(register))).collect())
     }
 
-    /// The records of every part in which `other` differs, as many as an answer may hold; a later exchange brings the rest.
+    /// The records of every part in which `other` differs, as many as an answer may hold; a later exchange brings the rest. Which part comes
+    /// first follows from `other`, so that busy parts cannot crowd out the same ones for ever.
     pub fn differing(&self, other: &Digest) -> Records {
         let mine = self.digest();
         let mut records = Records::default();
         let mut room = Records::LIMIT - 1024;
-        for (part, register) in &self.parts {
+        let turn = other.0.values().fold(0, |turn: usize, hash| turn.wrapping_mul(31).wrapping_add(hash.0[0].into()));
+        for (part, register) in self.parts.iter().cycle().skip(turn % self.parts.len()).take(self.parts.len()) {
             if other.0.get(part) == mine.0.get(part) {
                 continue;
             }
@@ -224,23 +246,13 @@ impl Register {
 }
 
 impl PartRegister {
-    /// Links every claim that has become linkable.
-    fn link(&mut self) {
-        let mut waiting: Vec<_> = self.claims.iter().filter(|(id, _)| !self.linked.contains(id)).collect();
-        waiting.sort_by_key(|(_, claim)| claim.term);
-        for (id, claim) in waiting {
-            let counts = match claim.previous {
-                None => claim.term == 1,
-                Some(previous) => {
-                    self.linked.contains(&previous.claim) && {
-                        let before = &self.claims[&previous.claim];
-                        before.author() == previous.owner && before.term.checked_add(1) == Some(claim.term)
-                    }
-                }
-            };
-            if counts {
-                self.linked.insert(*id);
-            }
+    /// Drops the least of the checkpoints that `counts` until no more than `most` are left.
+    fn keep_greatest(&mut self, most: usize, counts: impl Fn(&Checkpoint) -> bool) {
+        let mut counted: Vec<_> = self.checkpoints.iter().filter(|(_, it)| counts(it)).collect();
+        counted.sort_by_key(|(id, it)| Reverse((it.term, it.step, **id)));
+        let surplus: Vec<_> = counted.into_iter().skip(most).map(|(id, _)| *id).collect();
+        for id in surplus {
+            self.checkpoints.remove(&id);
         }
     }
 }

@@ -46,6 +46,11 @@ fn message<T: Record>(run: RunId, record: &T) -> Option<Vec<u8>> {
 }
 
 impl<T> Signed<T> {
+    /// Author and record as claimed: to look up what is known, never to believe.
+    pub(crate) fn unverified(&self) -> (NodeId, &T) {
+        (self.author, &self.record)
+    }
+
     /// Orders two records of one author that are equal in all that matters.
     pub(crate) fn tie_break(&self) -> [[u8; 32]; 2] {
         self.signature

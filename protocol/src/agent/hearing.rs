@@ -13,7 +13,7 @@ use crate::{
     signed::{Signed, Verified},
 };
 
-/// Between two register exchanges without cause, in heartbeats.
+/// Between two register exchanges without cause, in heartbeats; less where a ttl is short, so that pulls alone keep leases fresh.
 const PULL_HEARTBEATS: u32 = 5;
 
 /// What to do with a gossip message.
@@ -35,6 +35,7 @@ impl Agent {
             Gossip::Beat { presence, claims } => self.hear_beat(now, from, presence, claims),
             Gossip::Vote(vote) => match vote.verify(self.run) {
                 Ok(vote) if vote.author() == from => match self.note_vote(vote) {
+                    // A repeated vote too: it is repeated for those who missed it.
                     true => Verdict::Accept,
                     false => Verdict::Ignore,
                 },
@@ -78,6 +79,9 @@ impl Agent {
 
     /// Keeps what a peer says of itself.
     fn meet(&mut self, now: Time, from: NodeId, presence: Presence) {
+        if from == self.id() {
+            return;
+        }
         let known = self.peers.get(&from).map(|peer| peer.presence.addresses.clone());
         if known.as_ref() != Some(&presence.addresses) {
             self.act(Action::Learn { peer: from, addresses: presence.addresses.clone() });
@@ -132,14 +136,19 @@ impl Agent {
 
     /// Merges records from a peer, or from the local store.
     pub(super) fn take_in(&mut self, now: Time, from: Option<NodeId>, records: Records) -> bool {
-        let mut honest = true;
-        for claim in records.claims {
-            match claim.verify(self.run) {
-                Ok(claim) => honest &= !matches!(self.merge_claim(now, claim), Merged::Invalid(_)),
-                Err(_) => honest = false,
-            }
+        let Records { mut claims, mut checkpoints } = records;
+        // Peers repeat whole parts where anything differs: most of it is known, and checking signatures is what costs.
+        claims.retain(|claim| !self.register.has_claim(claim));
+        checkpoints.retain(|checkpoint| !self.register.has_checkpoint(checkpoint));
+        let news = claims.len();
+        let mut claims: Vec<_> = claims.into_iter().flat_map(|claim| claim.verify(self.run)).collect();
+        let mut honest = claims.len() == news;
+        // Predecessors first, whatever the order they came in.
+        claims.sort_by_key(|claim| claim.term);
+        for claim in claims {
+            honest &= !matches!(self.merge_claim(now, claim), Merged::Invalid(_));
         }
-        for checkpoint in records.checkpoints {
+        for checkpoint in checkpoints {
             match checkpoint.verify(self.run) {
                 Ok(checkpoint) => honest &= !matches!(self.merge_checkpoint(checkpoint), Merged::Invalid(_)),
                 Err(_) => honest = false,
@@ -158,7 +167,7 @@ impl Agent {
         let first = self.register.claim(part, id).is_none();
         let signed = claim.signed().clone();
         let merged = self.register.merge_claim(claim);
-        if first && matches!(merged, Merged::New | Merged::Unlinked) {
+        if first && merged == Merged::New {
             self.act(Action::RememberClaim(signed));
         }
         self.observe(now, part);
@@ -174,10 +183,13 @@ impl Agent {
         merged
     }
 
-    /// Renews the lease of a part's current claim if it has news.
+    /// Renews the lease of a part's current claim if it has news. Votes from before the news are void: the owner lives.
     pub(super) fn observe(&mut self, now: Time, part: Part) {
-        if let Some(current) = self.register.current(part) {
-            self.leases.observe(now, part, current.id(self.run, current.author()), current.seq);
+        if let Some(current) = self.register.current(part)
+            && self.leases.observe(now, part, current.id(self.run, current.author()), current.seq)
+        {
+            self.votes.remove(&part);
+            self.vote_again.remove(&part);
         }
     }
 
@@ -202,7 +214,8 @@ impl Agent {
                 self.last_pulled = Some(peer);
                 self.pull_from(peer);
             }
-            self.next_pull = now + millis(self.manifest.ownership.heartbeat_ms) * PULL_HEARTBEATS;
+            let heartbeats = millis(self.manifest.ownership.heartbeat_ms) * PULL_HEARTBEATS;
+            self.next_pull = now + heartbeats.min(self.ttl() / 3);
         }
         self.wake_at(self.next_pull);
     }

@@ -5,7 +5,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use super::{Action, Agent, ownership::Phase};
+use super::{
+    Action, Agent, Peer,
+    ownership::{Owned, Phase},
+};
 use crate::{
     checkpoint::{Blob, Checkpoint, CheckpointId},
     hash::Hash,
@@ -13,6 +16,7 @@ use crate::{
     lease::Time,
     message::Gossip,
     part::Part,
+    register::Merged,
     signed::Verified,
 };
 
@@ -83,7 +87,7 @@ impl Holding {
 impl Agent {
     /// The best checkpoint of a part that was not found unusable: what a mixture takes.
     pub fn best(&self, part: Part) -> Option<&Verified<Checkpoint>> {
-        self.usable(part).next()
+        self.usable(part).next().map(|(_, checkpoint)| checkpoint)
     }
 
     /// True if the checkpoint's weights are in the local store.
@@ -102,9 +106,12 @@ impl Agent {
         self.settings.mirror = Mirror::Everything;
     }
 
-    /// This node's trainer wrote a checkpoint: sign it, tell everyone. None if the part was never this node's.
+    /// This node's trainer wrote a checkpoint: sign it, tell everyone. None if the part was never this node's, or if the checkpoint is one that
+    /// every peer would refuse, such as one whose loss is not finite.
     pub fn checkpointed(&mut self, now: Time, part: Part, made: Made) -> Option<CheckpointId> {
-        let (claim, term, parent) = match self.owned.get(&part) {
+        let in_training = |owned: &&Owned| owned.phase == Phase::Training;
+        // A part claimed anew while its old trainer still finishes: the checkpoint belongs to the old claim.
+        let (claim, term, parent) = match self.owned.get(&part).filter(in_training) {
             Some(owned) => (owned.id, owned.claim.term, owned.parent),
             None => *self.former.get(&part)?,
         };
@@ -112,16 +119,18 @@ impl Agent {
         let record = Checkpoint { part, claim, term, parent, step, held_out_loss, weights, state };
         let checkpoint = Verified::sign(&self.keypair, self.run, record);
         let id = checkpoint.id();
+        if let Merged::Invalid(_) | Merged::Unlinked = self.register.merge_checkpoint(checkpoint.clone()) {
+            return None;
+        }
         self.holding.held.insert(id, true);
-        self.register.merge_checkpoint(checkpoint.clone());
         self.act(Action::RememberCheckpoint(checkpoint.signed().clone()));
         self.publish(&Gossip::Checkpoint(checkpoint.signed().clone()));
         match self.owned.get_mut(&part) {
-            Some(owned) => {
+            Some(owned) if owned.id == claim => {
                 owned.parent = Some(id);
                 self.consider_handover(now, part);
             }
-            None => {
+            _ => {
                 self.former.remove(&part);
             }
         }
@@ -156,8 +165,8 @@ impl Agent {
     }
 
     /// The part's checkpoints that were not found unusable, best first.
-    fn usable(&self, part: Part) -> impl Iterator<Item = &Verified<Checkpoint>> {
-        self.register.checkpoints(part).into_iter().filter(|it| !self.holding.unusable.contains(&it.id()))
+    fn usable(&self, part: Part) -> impl Iterator<Item = (CheckpointId, &Verified<Checkpoint>)> {
+        self.register.named_checkpoints(part).into_iter().filter(|(id, _)| !self.holding.unusable.contains(id))
     }
 
     /// Starts training a part that is owned, from the best checkpoint that can be had.
@@ -165,7 +174,11 @@ impl Agent {
     /// One that nobody delivers is passed over for the next best, and a part none of whose checkpoints can be had begins anew: a part
     /// must not die with its last holder. An isolated node waits instead, for it would begin anew what others still have.
     pub(super) fn begin(&mut self, now: Time, part: Part) {
-        let choices: Vec<_> = self.usable(part).map(|checkpoint| (checkpoint.id(), checkpoint.clone())).collect();
+        let choices: Vec<_> = self.usable(part).map(|(id, checkpoint)| (id, checkpoint.clone())).collect();
+        if matches!(self.owned.get(&part), Some(Owned { phase: Phase::Intent { .. }, .. })) {
+            // What failed while this node only mirrored the part says nothing of now: an owner tries for itself.
+            self.holding.failed.retain(|id, _| !choices.iter().any(|(choice, _)| choice == id));
+        }
         let gave_up = |agent: &Self, id| agent.holding.failed.get(&id).is_some_and(|(times, _)| *times >= ATTEMPTS_MAX);
         let choice = choices.iter().find(|(id, _)| self.holding.has(*id, true) || !gave_up(self, *id)).cloned();
         let Some(owned) = self.owned.get_mut(&part) else { return };
@@ -218,22 +231,26 @@ impl Agent {
         true
     }
 
-    /// Live peers that say they hold a checkpoint; its author first.
+    /// Live peers that say they hold a checkpoint; its author first, who is also asked when connected but not heard.
     fn providers(&self, checkpoint: &Verified<Checkpoint>) -> Vec<NodeId> {
-        let id = checkpoint.id();
-        let holds = |node: &NodeId| self.peers[node].presence.holds.contains(&id);
-        let mut providers: Vec<_> = self.peers.keys().filter(|node| holds(node)).copied().collect();
-        providers.sort_by_key(|node| *node != checkpoint.author());
+        let (id, author) = (checkpoint.id(), checkpoint.author());
+        let holds = |peer: &Peer| peer.presence.holds.contains(&id);
+        let mut providers: Vec<_> = self.peers.iter().filter(|(_, peer)| holds(peer)).map(|(node, _)| *node).collect();
+        if self.connected.contains(&author) && !providers.contains(&author) {
+            providers.push(author);
+        }
+        providers.sort_by_key(|node| *node != author);
         providers
     }
 
     /// Fetches what this node should hold, and forgets what nobody needs from it.
     pub(super) fn attend_checkpoints(&mut self, now: Time) {
         for part in self.manifest.clone().parts() {
-            let Some(best) = self.best(part).cloned() else { continue };
+            let best = self.usable(part).next().filter(|(id, _)| !self.holding.has(*id, true));
+            let Some((id, best)) = best.map(|(id, best)| (id, best.clone())) else { continue };
             let replica = self.keeps_replica(&best);
             let wanted = replica || self.settings.mirror == Mirror::Everything;
-            if wanted && !self.holding.has(best.id(), replica) {
+            if wanted && !self.holding.has(id, replica) {
                 self.fetch(now, &best, replica);
             }
         }
@@ -257,9 +274,13 @@ impl Agent {
     fn forget_surplus(&mut self) {
         let mut needed: BTreeSet<_> = self.owned.values().filter_map(|owned| owned.parent).collect();
         for part in self.manifest.parts() {
-            let held = self.usable(part).map(|it| it.id()).filter(|id| self.holding.held.contains_key(id));
+            let held = self.usable(part).map(|(id, _)| id).filter(|id| self.holding.held.contains_key(id));
             needed.extend(held.take(KEPT_OF_A_PART));
         }
+        let listed = |part| self.register.named_checkpoints(part).into_iter().map(|(id, _)| id);
+        let listed: BTreeSet<_> = self.manifest.parts().flat_map(listed).collect();
+        self.holding.failed.retain(|id, _| listed.contains(id));
+        self.holding.unusable.retain(|id| listed.contains(id));
         let surplus: Vec<_> = self.holding.ids().filter(|id| !needed.contains(id)).collect();
         for id in surplus {
             self.holding.held.remove(&id);

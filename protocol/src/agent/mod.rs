@@ -3,8 +3,9 @@
 //! Inputs are messages, facts and ticks, with the time as an argument; outputs are [`Action`]s, taken with [`Agent::take_actions`] and carried out
 //! *in order*, and the moment of the next tick, [`Agent::deadline`]. After every input the driver calls [`Agent::tick`].
 //!
-//! Rooms: `ownership` claims, beats, suspects and releases; `holding` fetches, mirrors and forgets checkpoints; `hearing` takes in what peers say.
+//! Rooms: `ownership` claims, suspects and releases; `beating` signs heartbeats; `holding` fetches, mirrors and forgets checkpoints; `hearing` takes in what peers say.
 
+mod beating;
 mod hearing;
 mod holding;
 mod ownership;
@@ -28,7 +29,7 @@ use crate::{
     codec::{CodecError, Wire},
     identity::{Keypair, NodeId},
     lease::{Leases, Time},
-    manifest::{Manifest, ManifestError, RunId},
+    manifest::{Manifest, ManifestError, Ownership, RunId},
     message::{Gossip, Presence, Progress},
     part::Part,
     register::{Records, Register},
@@ -147,6 +148,8 @@ pub struct Agent {
     leases: Leases,
     /// Votes on each part's current claim, by voter.
     votes: BTreeMap<Part, BTreeMap<NodeId, Verified<Vote>>>,
+    /// When to repeat this node's suspicion of each part's owner.
+    vote_again: BTreeMap<Part, Time>,
     peers: BTreeMap<NodeId, Peer>,
     connected: BTreeSet<NodeId>,
     /// Greatest `seq` that may be signed, for every claim ever made.
@@ -170,6 +173,7 @@ pub struct Agent {
     next_pull: Time,
     /// The peer pulled from last, so that all have their turn.
     last_pulled: Option<NodeId>,
+    last_tick: Time,
     wake: Time,
     actions: VecDeque<Action>,
 }
@@ -196,6 +200,7 @@ impl Agent {
             boot,
             leases: Leases::default(),
             votes: BTreeMap::new(),
+            vote_again: BTreeMap::new(),
             peers: BTreeMap::new(),
             connected: BTreeSet::new(),
             log_at_start: log.clone(),
@@ -213,17 +218,20 @@ impl Agent {
             next_beat: now,
             next_pull: now,
             last_pulled: None,
+            last_tick: now,
             wake: now,
             actions: VecDeque::new(),
         };
         agent.take_in(now, None, memory.records);
-        agent.actions.clear();
+        // What is remembered need not be remembered again; a claim beyond the log is as alarming here as on the network.
+        agent.actions.retain(|action| matches!(action, Action::Halt(_)));
         Ok(agent)
     }
 
     /// Does all that is due. To be called after every input and at [`Agent::deadline`].
     pub fn tick(&mut self, now: Time) {
         self.wake = Time::MAX;
+        self.listen_after_a_gap(now);
         self.forget_silent_peers(now);
         match now < self.listen_until {
             true => self.wake_at(self.listen_until),
@@ -232,6 +240,15 @@ impl Agent {
         self.attend_checkpoints(now);
         self.beat(now);
         self.pull(now);
+    }
+
+    /// After a suspended machine or a stalled thread all owners seem silent, and this node was the silent one: it listens first.
+    fn listen_after_a_gap(&mut self, now: Time) {
+        if now.saturating_sub(self.last_tick) > self.ttl() {
+            let Ownership { listen_ms, heartbeat_ms, .. } = self.manifest.ownership;
+            self.listen_until = self.listen_until.max(now + millis(listen_ms).max(2 * millis(heartbeat_ms)));
+        }
+        self.last_tick = now;
     }
 
     /// When to tick next, at the latest.

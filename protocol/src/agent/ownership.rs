@@ -1,23 +1,22 @@
 //! Claiming parts, keeping them, and giving them up.
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, collections::BTreeMap};
 
-use super::{Action, Agent, LogEntry, millis};
+use super::{Action, Agent, millis};
 use crate::{
     checkpoint::CheckpointId,
     claim::{Claim, ClaimId, Previous, VOTES_MAX, Vote},
     identity::NodeId,
     lease::Time,
-    message::{ADDRESSES_MAX, Gossip, HOLDS_MAX, Presence},
+    message::Gossip,
     part::Part,
-    register::Merged,
     signed::{Signed, Verified},
 };
 
-/// Heartbeats reserved in the claim log at once, so that not every one costs a durable write.
-const SEQ_BLOCK: u64 = 256;
 /// The least number of parts by which an owner must exceed an idle peer before it hands one over.
 const HANDOVER_GAIN: usize = 2;
+/// For how many ttls a node leaves a part alone that it gave up.
+const RETRY_TTLS: u32 = 4;
 
 /// A part this node claims.
 #[derive(Clone, Debug)]
@@ -55,10 +54,19 @@ impl Agent {
             || (!self.is_released(part) && self.leases.silence(now, part).is_some_and(|silence| silence <= self.ttl()))
     }
 
-    /// The trainer of a part died. Its heartbeat dies with it, and the part is released so that another may try.
+    /// The trainer of a part died. The part is released so that another may try; where there is no other, this node tries again later.
     pub fn trainer_failed(&mut self, now: Time, part: Part) {
-        if self.owned.contains_key(&part) {
-            self.release(now, part);
+        let others = self.candidates(now).iter().any(|(node, _)| *node != self.id());
+        let later = now + RETRY_TTLS * self.ttl();
+        let Some(owned) = self.owned.get_mut(&part) else { return };
+        // There is no trainer left that could be told to stop.
+        owned.phase = Phase::Resuming;
+        self.progress.remove(&part);
+        match others {
+            true => self.release(now, part),
+            false => {
+                self.avoid_until.insert(part, later);
+            }
         }
     }
 
@@ -80,6 +88,7 @@ impl Agent {
         for part in self.owned().collect::<Vec<_>>() {
             match self.owned[&part].phase {
                 Phase::Intent { until } if now < until => self.wake_at(until),
+                Phase::Resuming if self.avoid_until.get(&part).is_some_and(|until| now < *until) => {}
                 Phase::Intent { .. } | Phase::Resuming => self.begin(now, part),
                 Phase::Training => {}
             }
@@ -130,7 +139,7 @@ impl Agent {
         let claim = owned.id;
         self.drop_part(part);
         self.vote(part, claim);
-        self.avoid_until.insert(part, now + 4 * self.ttl());
+        self.avoid_until.insert(part, now + RETRY_TTLS * self.ttl());
     }
 
     /// Hands the part over if a live peer with room owns clearly fewer. Called at a checkpoint, when least is lost.
@@ -151,17 +160,20 @@ impl Agent {
         self.note_vote(vote);
     }
 
-    /// Files a vote on a part's current claim.
+    /// Files a vote on a part's current claim. False if it is on another claim, or from a stranger.
     pub(super) fn note_vote(&mut self, vote: Verified<Vote>) -> bool {
+        let Some(current) = self.register.current(vote.part) else { return false };
+        let released = current.author() == vote.author();
         if self.register.current_id(vote.part) != Some(vote.claim) || !self.manifest.admits(vote.author()) {
             return false;
         }
         let votes = self.votes.entry(vote.part).or_default();
         votes.retain(|_, known| known.claim == vote.claim);
-        if votes.len() >= VOTES_MAX && !votes.contains_key(&vote.author()) {
+        if votes.len() >= VOTES_MAX && !released && !votes.contains_key(&vote.author()) {
             return false;
         }
-        votes.insert(vote.author(), vote).is_none()
+        votes.insert(vote.author(), vote);
+        true
     }
 
     /// The votes on the part's current claim.
@@ -184,20 +196,29 @@ impl Agent {
         self.leases.silence(now, part).is_some_and(|silence| silence > self.ttl())
     }
 
-    /// True if a claim on the part would be founded, and this node sees no reason against it.
-    fn is_claimable(&self, now: Time, part: Part) -> bool {
-        if self.owned.contains_key(&part) {
-            return false;
+    /// What ends the part's current claim for this node: the release of another owner, or a quorum of votes. None if there is not enough.
+    fn evidence(&self, part: Part) -> Option<Vec<Signed<Vote>>> {
+        let Some(current) = self.register.current(part) else { return Some(Vec::new()) };
+        let owner = current.author();
+        if owner != self.id()
+            && let Some(release) = self.votes_on(part).find(|vote| vote.author() == owner)
+        {
+            return Some(vec![release.signed().clone()]);
         }
         let quorum = usize::from(self.manifest.ownership.quorum);
-        self.register.current(part).is_none()
-            || self.is_released(part)
-            || (self.is_lapsed(now, part) && self.votes_on(part).count() >= quorum)
+        let votes: Vec<_> = self.votes_on(part).take(quorum).map(|vote| vote.signed().clone()).collect();
+        (votes.len() == quorum).then_some(votes)
+    }
+
+    /// True if a claim on the part would be founded, and this node sees no reason against it.
+    fn is_claimable(&self, now: Time, part: Part) -> bool {
+        let over = self.register.current(part).is_none() || self.is_released(part) || self.is_lapsed(now, part);
+        over && !self.owned.contains_key(&part) && self.evidence(part).is_some()
     }
 
     /// Suspects silent owners, and claims the part that it is this node's turn to claim, one at a time.
     fn claim_one(&mut self, now: Time) {
-        let mut turns = Vec::new();
+        let (mut turns, mut candidates) = (Vec::new(), None);
         for part in self.manifest.clone().parts() {
             if self.owned.contains_key(&part) {
                 self.free_since.remove(&part);
@@ -209,7 +230,8 @@ impl Agent {
                 continue;
             }
             let since = *self.free_since.entry(part).or_insert(now);
-            if let Some(rank) = self.rank(now, part) {
+            let candidates = candidates.get_or_insert_with(|| self.candidates(now));
+            if let Some(rank) = self.rank(part, candidates) {
                 let delay = millis(self.manifest.ownership.rank_delay_ms) * rank;
                 let allowed = self.avoid_until.get(&part).copied().unwrap_or_default();
                 turns.push(((since + delay).max(allowed), part));
@@ -231,35 +253,50 @@ impl Agent {
         if silence <= self.ttl() {
             return self.wake_at(now + (self.ttl() - silence) + Time::from_millis(1));
         }
-        let (Some(current), me) = (self.register.current_id(part), self.id()) else { return };
-        let voted = self.votes_on(part).any(|vote| vote.author() == me);
-        if !voted && self.settings.capacity > 0 && !self.leaving {
+        let Some(current) = self.register.current_id(part) else { return };
+        if self.settings.capacity == 0 || self.leaving {
+            return;
+        }
+        // Who finds the quorum reached need not add to it. Who voted repeats it while the silence lasts: gossip loses messages.
+        let enough = self.votes_on(part).count() >= usize::from(self.manifest.ownership.quorum);
+        let due = match self.vote_again.get(&part) {
+            Some(again) => now >= *again,
+            None => !enough,
+        };
+        if due {
             self.vote(part, current);
+            self.vote_again.insert(part, now + self.ttl());
+        }
+        if let Some(again) = self.vote_again.get(&part) {
+            self.wake_at(*again);
         }
     }
 
     /// Live peers with room for a part, this node among them if it has room, and how many parts each owns.
     fn candidates(&self, now: Time) -> Vec<(NodeId, usize)> {
-        let load = |node: NodeId| {
-            let owns = |part: &Part| self.register.current(*part).is_some_and(|claim| claim.author() == node);
-            self.manifest.parts().filter(|part| owns(part) && self.owner_is_live(now, *part)).count()
-        };
+        let mut loads = BTreeMap::<NodeId, usize>::new();
+        for part in self.manifest.parts().filter(|part| self.owner_is_live(now, *part)) {
+            if let Some(claim) = self.register.current(part) {
+                *loads.entry(claim.author()).or_default() += 1;
+            }
+        }
         let peers = self.peers.iter().map(|(node, peer)| (*node, peer.presence.capacity));
         peers
             .chain([(self.id(), self.settings.capacity)])
-            .map(|(node, capacity)| (node, capacity, load(node)))
+            .map(|(node, capacity)| (node, capacity, loads.get(&node).copied().unwrap_or(0)))
             .filter(|(node, capacity, load)| *load < usize::from(*capacity) && self.manifest.admits(*node))
             .map(|(node, _, load)| (node, load))
             .collect()
     }
 
-    /// This node's place among those that could claim the part: the least loaded first, then by rendezvous hash. None without room.
-    fn rank(&self, now: Time, part: Part) -> Option<u32> {
+    /// This node's place among the candidates for the part: the least loaded first, then by rendezvous hash. None without room.
+    fn rank(&self, part: Part, candidates: &[(NodeId, usize)]) -> Option<u32> {
         let (term, previous) = self.next_term(part)?;
-        let key = |(node, load): &(NodeId, usize)| (*load, Reverse(ClaimId::of(self.run, part, term, previous, *node)));
-        let candidates = self.candidates(now);
-        let mine = key(candidates.iter().find(|(node, _)| *node == self.id())?);
-        Some(candidates.iter().filter(|candidate| key(candidate) < mine).count() as u32)
+        let weight = |node| Reverse(ClaimId::of(self.run, part, term, previous, node));
+        let (me, my_load) = *candidates.iter().find(|(node, _)| *node == self.id())?;
+        let mine = weight(me);
+        let before = |(node, load): &(NodeId, usize)| *load < my_load || (*load == my_load && weight(*node) < mine);
+        Some(candidates.iter().filter(|candidate| before(candidate)).count() as u32)
     }
 
     /// Term and predecessor of the claim that would come next.
@@ -275,56 +312,15 @@ impl Agent {
     }
 
     fn claim(&mut self, now: Time, part: Part) {
-        let Some((term, previous)) = self.next_term(part) else { return };
-        let owner = previous.map(|previous| previous.owner);
-        let release = self.votes_on(part).find(|vote| Some(vote.author()) == owner);
-        let evidence = match release {
-            Some(release) => vec![release.signed().clone()],
-            None => self.votes_on(part).map(|vote| vote.signed().clone()).collect(),
-        };
-        let claim = Claim { part, term, previous, evidence, boot: self.boot, seq: 0 };
-        let id = claim.id(self.run, self.id());
+        let (Some((term, previous)), Some(evidence)) = (self.next_term(part), self.evidence(part)) else { return };
+        let id = ClaimId::of(self.run, part, term, previous, self.id());
+        // Where a crash left a reservation without a claim, go on above it.
+        let seq = self.log.get(&id).copied().unwrap_or(0);
+        let claim = Claim { part, term, previous, evidence, boot: self.boot, seq };
         let until = now + millis(self.manifest.ownership.intent_ms);
         self.owned.insert(part, Owned { claim, id, phase: Phase::Intent { until }, parent: None });
         self.free_since.remove(&part);
         self.next_beat = now;
         self.wake_at(until);
-    }
-
-    /// Tells everyone that this node lives, what it has, and that it still owns what it owns.
-    pub(super) fn beat(&mut self, now: Time) {
-        if now >= self.next_beat {
-            self.next_beat = now + millis(self.manifest.ownership.heartbeat_ms);
-            let claims =
-                self.owned().collect::<Vec<_>>().into_iter().filter_map(|part| self.sign_next(now, part)).collect();
-            let presence = Presence {
-                capacity: if self.leaving { 0 } else { self.settings.capacity },
-                addresses: self.addresses.iter().take(ADDRESSES_MAX).copied().collect(),
-                holds: self.holding.ids().take(HOLDS_MAX).collect(),
-                progress: self.progress.values().copied().collect(),
-            };
-            self.publish(&Gossip::Beat { presence, claims });
-        }
-        self.wake_at(self.next_beat);
-    }
-
-    /// Signs the part's claim with the next `seq`, reserved durably beforehand, and merges it as any other record.
-    fn sign_next(&mut self, now: Time, part: Part) -> Option<Signed<Claim>> {
-        let owned = self.owned.get_mut(&part)?;
-        owned.claim.seq += 1;
-        let (id, seq) = (owned.id, owned.claim.seq);
-        let claim = Verified::sign(&self.keypair, self.run, owned.claim.clone());
-        if self.log.get(&id).is_none_or(|reserved| seq > *reserved) {
-            self.log.insert(id, seq + SEQ_BLOCK);
-            self.act(Action::Log(LogEntry { claim: id, seq_reserved: seq + SEQ_BLOCK }));
-        }
-        let first = self.register.claim(part, id).is_none();
-        let merged = self.register.merge_claim(claim.clone());
-        debug_assert!(!matches!(merged, Merged::Invalid(_)), "own claims are founded: {merged:?}");
-        if first {
-            self.act(Action::RememberClaim(claim.signed().clone()));
-        }
-        self.observe(now, part);
-        Some(claim.signed().clone())
     }
 }

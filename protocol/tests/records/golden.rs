@@ -1,0 +1,118 @@
+//! The bytes of one value of every kind: whoever changes these breaks every run that exists.
+
+use paris_protocol::{
+    checkpoint::{Blob, Checkpoint, CheckpointId},
+    claim::{Claim, ClaimId, Previous, Vote},
+    codec::Wire,
+    hash::Hash,
+    identity::NodeId,
+    manifest::RunId,
+    message::{Gossip, Presence, Progress},
+    part::Part,
+    register::{Digest, Records},
+    signed::Verified,
+    ticket::{Seed, Ticket},
+};
+
+use crate::common::{key, manifest};
+
+fn hex<T: Wire>(value: &T) -> String {
+    let bytes = value.to_bytes().unwrap();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Long wire forms are pinned by their hash.
+fn hashed<T: Wire>(value: &T) -> String {
+    Hash::of(&value.to_bytes().unwrap()).to_string()
+}
+
+fn run() -> RunId {
+    RunId(Hash([1; 32]))
+}
+
+fn vote() -> Vote {
+    Vote { part: Part::Expert(300), claim: ClaimId(Hash([2; 32])) }
+}
+
+fn claim() -> Claim {
+    let previous = Previous { claim: ClaimId(Hash([2; 32])), owner: NodeId([3; 32]) };
+    Claim { part: Part::Router, term: 2, previous: Some(previous), evidence: Vec::new(), boot: 70_000, seq: 9 }
+}
+
+fn checkpoint() -> Checkpoint {
+    Checkpoint {
+        part: Part::Expert(1),
+        claim: ClaimId(Hash([4; 32])),
+        term: 1,
+        parent: Some(CheckpointId(Hash([5; 32]))),
+        step: 1000,
+        held_out_loss: 0.5,
+        weights: Blob { hash: Hash([6; 32]), bytes: 1 << 20 },
+        state: Blob { hash: Hash([7; 32]), bytes: 1 << 33 },
+    }
+}
+
+fn presence() -> Presence {
+    Presence {
+        capacity: 2,
+        addresses: vec!["192.0.2.7:4002".parse().unwrap()],
+        holds: vec![CheckpointId(Hash([8; 32]))],
+        progress: vec![Progress { part: Part::Router, step: 5, loss: 1.0, held_out_loss: 2.0 }],
+    }
+}
+
+#[test]
+fn the_wire_form_of_every_kind_is_what_it_was() {
+    let claim_signed = Verified::sign(&key(1), run(), claim()).signed().clone();
+    let vote_signed = Verified::sign(&key(1), run(), vote()).signed().clone();
+    let checkpoint_signed = Verified::sign(&key(1), run(), checkpoint()).signed().clone();
+    let beat = Gossip::Beat { presence: presence(), claims: vec![claim_signed.clone()] };
+    let records = Records { claims: vec![claim_signed.clone()], checkpoints: vec![checkpoint_signed.clone()] };
+    let seed = Seed { node: NodeId([3; 32]), gossip: vec!["/ip4/192.0.2.7/tcp/1".into()], blobs: vec![] };
+    let found = [
+        ("vote", hex(&vote())),
+        ("claim", hex(&claim())),
+        ("checkpoint", hex(&checkpoint())),
+        ("digest", hex(&Digest([(Part::Router, Hash([9; 32]))].into()))),
+        ("ticket", Ticket { run: run(), seeds: vec![seed] }.to_string()),
+        ("beat", hashed(&beat)),
+        ("gossiped vote", hashed(&Gossip::Vote(vote_signed))),
+        ("gossiped checkpoint", hashed(&Gossip::Checkpoint(checkpoint_signed))),
+        ("records", hashed(&records)),
+        ("manifest", manifest(1, 1).id().unwrap().0.to_string()),
+        ("claim id", claim().id(run(), NodeId([3; 32])).0.to_string()),
+        ("checkpoint id", Verified::sign(&key(1), run(), checkpoint()).id().0.to_string()),
+    ];
+    let expected = [
+        ("vote", "00fb2c010202020202020202020202020202020202020202020202020202020202020202"),
+        (
+            "claim",
+            "010201020202020202020202020202020202020202020202020202020202020202020203030303030303030303030303\
+             0303030303030303030303030303030303030300fc7011010009",
+        ),
+        (
+            "checkpoint",
+            "000104040404040404040404040404040404040404040404040404040404040404040101050505050505050505050505\
+             0505050505050505050505050505050505050505fbe8030000003f060606060606060606060606060606060606060606\
+             0606060606060606060606fc000010000707070707070707070707070707070707070707070707070707070707070707\
+             fd0000000002000000",
+        ),
+        ("digest", "01010909090909090909090909090909090909090909090909090909090909090909"),
+        (
+            "ticket",
+            "paris14ms4jiqbaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqgaydambqgaydambqgaydambqgaydam\
+             bqgaydambqgaydambqgaybcqxws4buf4ytsmrogaxdelrxf52gg4bpgeaa",
+        ),
+        ("beat", "e4ca28808a5a277b92c5bfa24f271579ab8cbc9f18f34f921355ba9dd71f68c7"),
+        ("gossiped vote", "7c596dc0bae4c2b438f8d0d2c59d77b26cadf8c5d9cf618766a4bf3021eca5ad"),
+        ("gossiped checkpoint", "5728d69ca47e028890ad5b4b8e6c26f331195d2ff76723a6ffbbf85c896b1767"),
+        ("records", "35b164ad718e33dcefa91f5bce30e3aef323c1b51151f73eebd27ee17b72aa87"),
+        ("manifest", "a19dd389cb0b747b4340cb167548217bddcc2a427ca821285263a70b1d0838ea"),
+        ("claim id", "9c3914a1d5434e3b0799b60525fba0c65b2b72ce15867c1538e839393cd93bf8"),
+        ("checkpoint id", "9a9433ff759b924add864a287496b11a667a1fc051bfc8894ab5dd9bf39f20ae"),
+    ];
+    for ((kind, found), (of, expected)) in found.iter().zip(expected) {
+        assert_eq!((*kind, found.as_str()), (of, expected));
+    }
+    assert_eq!(found.len(), expected.len());
+}

@@ -1,0 +1,10 @@
+//! Records, their wire forms, and the register that merges them.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bounds;
+mod codec;
+mod golden;
+mod merge;
+mod values;

@@ -1,0 +1,143 @@
+//! Nothing that was trained is lost.
+
+use paris_protocol::{
+    agent::{Mirror, Settings},
+    part::Part,
+};
+
+use crate::{
+    common::manifest,
+    world::{World, owner},
+};
+
+#[test]
+fn a_killed_owners_successor_goes_on_from_the_best_replica() {
+    for seed in 0..5 {
+        let mut world = World::of(seed, manifest(3, 1), 4, 4);
+        world.run_secs(65);
+        for part in world.parts() {
+            let victim = world.owner(part);
+            let best = world.agent(victim).best(part).unwrap().clone();
+            assert!(world.holders(best.id()).len() >= 2, "replicated");
+            let (begun, lost) = (world.begun.len(), world.agent(victim).owned().collect::<Vec<_>>());
+            world.kill(victim);
+            world.run_secs(40);
+            let again = world.begun[begun..].iter().find(|it| it.part == part).expect("taken over");
+            assert!(
+                again.step >= best.step && again.step > 0,
+                "seed {seed}: {part} at {} of {}",
+                again.step,
+                best.step
+            );
+            assert!(world.begun[begun..].iter().all(|it| it.step > 0 && lost.contains(&it.part)), "nobody begins anew");
+            world.start(victim);
+            world.run_secs(40);
+        }
+    }
+}
+
+#[test]
+fn a_best_checkpoint_that_nobody_delivers_is_passed_over_for_the_next() {
+    let mut world = World::of(11, manifest(1, 1), 3, 3);
+    world.run_secs(65);
+    let part = Part::Expert(0);
+    let victim = world.owner(part);
+    // From now on only the victim has what it trains.
+    let best = world.best_step(victim, part);
+    world.nodes[victim].mute_blobs = true;
+    world.run_secs(25);
+    assert!(world.best_step(victim, part) > best);
+    world.kill(victim);
+    world.run_secs(120);
+    let again = world.begun.iter().rfind(|it| it.part == part).unwrap();
+    assert_ne!(again.node, victim);
+    assert!(again.step >= best && best > 0, "went on at {} of {best}", again.step);
+}
+
+#[test]
+fn an_isolated_node_never_begins_anew_what_others_still_have() {
+    let mut world = World::of(12, manifest(1, 1), 2, 1);
+    let spare = world.add(owner(2));
+    world.run_secs(65);
+    let begun = world.begun.len();
+    // The spare keeps replicas of at most what falls to it; without blobs it knows of all by record alone.
+    let held: Vec<_> = world.nodes[spare].disk.held.keys().copied().collect();
+    world.kill(spare);
+    for id in held {
+        world.nodes[spare].disk.held.remove(&id);
+    }
+    world.partition(&[0, 0, 1]);
+    world.start(spare);
+    world.run_secs(300);
+    let anew: Vec<_> = world.begun[begun..].iter().filter(|it| it.node == spare).collect();
+    assert!(anew.is_empty(), "{anew:?}");
+    assert!(world.load(spare) > 0, "it claims, and waits for the blobs");
+    world.partition(&[0, 0, 0]);
+    world.run_secs(60);
+    assert!(world.begun[begun..].iter().all(|it| it.step > 0));
+}
+
+#[test]
+fn a_part_none_of_whose_checkpoints_can_be_had_begins_anew() {
+    let mut world = World::of(13, manifest(1, 1), 2, 2);
+    world.run_secs(65);
+    let part = Part::Router;
+    let victim = world.owner(part);
+    for node in 0..2 {
+        world.nodes[node].mute_blobs = true;
+    }
+    world.kill(victim);
+    let other = world.living()[0];
+    world.kill(other);
+    world.nodes[other].disk.held.clear();
+    world.start(other);
+    world.add(owner(2));
+    let begun = world.begun.len();
+    world.run_secs(120);
+    assert!(
+        world.begun[begun..].iter().any(|it| it.part == part && it.step == 0),
+        "a part does not die with its last holder"
+    );
+}
+
+#[test]
+fn one_that_only_samples_owns_nothing_and_ends_up_with_all_best_weights() {
+    let mut world = World::of(14, manifest(4, 1), 3, 3);
+    let sampler = world.add(Settings { capacity: 0, mirror: Mirror::Everything });
+    for _ in 0..12 {
+        world.run_secs(10);
+        assert_eq!(world.load(sampler), 0);
+    }
+    for part in world.parts() {
+        let held = world
+            .agent(sampler)
+            .register()
+            .checkpoints(part)
+            .into_iter()
+            .find(|it| world.agent(sampler).holds(it.id()));
+        let best = world.best_step(world.owner(part), part);
+        assert!(held.is_some_and(|held| held.step > 0 && held.step + 100 >= best), "{part}");
+    }
+}
+
+#[test]
+fn nodes_keep_few_checkpoints_however_long_they_run() {
+    let mut world = World::of(15, manifest(2, 1), 3, 3);
+    world.run_secs(1200);
+    for node in 0..3 {
+        let held = world.nodes[node].disk.held.len();
+        assert!((1..=2 * 3 + 3).contains(&held), "node {node} holds {held}");
+    }
+}
+
+#[test]
+fn a_checkpoint_whose_loss_is_not_finite_is_not_published() {
+    use paris_protocol::{agent::Made, checkpoint::Blob, hash::Hash};
+    let mut world = World::of(16, manifest(1, 1), 1, 2);
+    world.run_secs(30);
+    let blob = Blob { hash: Hash::of(b"weights"), bytes: 1 };
+    let made = Made { step: 1_000_000, held_out_loss: f32::NAN, weights: blob, state: blob };
+    let id = world.input(0, |agent, now| agent.checkpointed(now, Part::Router, made));
+    assert_eq!(id, None);
+    assert!(world.best_step(0, Part::Router) < 1_000_000);
+}

@@ -1,0 +1,9 @@
+//! Many agents in virtual time: what the network does as a whole. Every scenario is replayed exactly by its seed.
+
+mod chaos;
+mod checkpoints;
+#[path = "../common/mod.rs"]
+mod common;
+mod ownership;
+mod strangers;
+mod world;

@@ -1,0 +1,198 @@
+//! What liars, strangers and accidents with keys cannot do.
+
+use paris_protocol::{
+    agent::{Halt, Verdict},
+    checkpoint::{Blob, Checkpoint},
+    claim::{Claim, ClaimId, Previous, Vote},
+    codec::Wire,
+    hash::Hash,
+    identity::{Keypair, NodeId},
+    manifest::Admission,
+    message::{Gossip, Presence},
+    part::Part,
+    signed::{Signed, Verified},
+};
+
+use crate::{
+    common::{key, manifest},
+    world::{World, owner},
+};
+
+const PART: Part = Part::Expert(0);
+
+fn liar() -> Keypair {
+    key(200)
+}
+
+/// The names of the current claims, as the first node sees them.
+fn claims(world: &World) -> Vec<Option<ClaimId>> {
+    world.parts().iter().map(|part| world.agent(0).register().current_id(*part)).collect()
+}
+
+fn current(world: &World) -> Previous {
+    let claim = world.agent(0).register().current(PART).unwrap();
+    Previous { claim: claim.id(world.agent(0).run(), claim.author()), owner: claim.author() }
+}
+
+fn claim(
+    world: &World,
+    author: &Keypair,
+    term: u64,
+    previous: Option<Previous>,
+    evidence: Vec<Signed<Vote>>,
+) -> Verified<Claim> {
+    let claim = Claim { part: PART, term, previous, evidence, boot: 1, seq: 1 };
+    Verified::sign(author, world.agent(0).run(), claim)
+}
+
+fn vote(world: &World, author: &Keypair, claim: ClaimId) -> Signed<Vote> {
+    Verified::sign(author, world.agent(0).run(), Vote { part: PART, claim }).signed().clone()
+}
+
+fn beat(claim: &Verified<Claim>) -> Gossip {
+    Gossip::Beat { presence: Presence::default(), claims: vec![claim.signed().clone()] }
+}
+
+fn say(world: &mut World, from: NodeId, message: &Gossip) -> Verdict {
+    let bytes = message.to_bytes().unwrap();
+    world.inject(from, message);
+    world.input(0, |agent, now| agent.receive(now, from, &bytes))
+}
+
+#[test]
+fn with_quorum_two_one_liars_suspicions_take_no_part_from_a_live_owner() {
+    let mut world = World::of(21, manifest(2, 2), 3, 3);
+    world.run_secs(60);
+    let (before, begun) = (claims(&world), world.begun.len());
+    let liar = liar();
+    for _ in 0..30 {
+        let current = current(&world);
+        let suspicion = vote(&world, &liar, current.claim);
+        say(&mut world, liar.id(), &Gossip::Vote(suspicion.clone()));
+        let theft = claim(&world, &liar, 2, Some(current), vec![suspicion.clone()]);
+        assert_eq!(say(&mut world, liar.id(), &beat(&theft)), Verdict::Reject);
+        let twice = claim(&world, &liar, 2, Some(current), vec![suspicion.clone(), suspicion]);
+        assert_eq!(say(&mut world, liar.id(), &beat(&twice)), Verdict::Reject);
+        world.run_secs(5);
+    }
+    assert_eq!((claims(&world), world.begun.len()), (before, begun));
+}
+
+#[test]
+fn with_quorum_two_one_key_cannot_count_up_terms_by_itself() {
+    let mut world = World::of(22, manifest(2, 2), 3, 3);
+    world.run_secs(60);
+    let (run, liar) = (world.agent(0).run(), liar());
+    let first = claim(&world, &liar, 1, None, Vec::new());
+    say(&mut world, liar.id(), &beat(&first));
+    let previous = Previous { claim: first.id(run, liar.id()), owner: liar.id() };
+    let release = vote(&world, &liar, previous.claim);
+    let second = claim(&world, &liar, 2, Some(previous), vec![release]);
+    assert_eq!(say(&mut world, liar.id(), &beat(&second)), Verdict::Reject);
+    assert_eq!(world.agent(0).register().current(PART).unwrap().term, 1);
+}
+
+#[test]
+fn a_made_up_term_changes_no_owner_and_costs_no_memory() {
+    let mut world = World::of(23, manifest(2, 1), 3, 3);
+    world.run_secs(60);
+    let (before, run, liar) = (claims(&world), world.agent(0).run(), liar());
+    for term in [2, 3, u64::MAX] {
+        let previous = Previous { claim: ClaimId(Hash::of(&term.to_le_bytes())), owner: liar.id() };
+        let release = vote(&world, &liar, previous.claim);
+        let jump = claim(&world, &liar, term, Some(previous), vec![release]);
+        say(&mut world, liar.id(), &beat(&jump));
+        assert!(world.agent(0).register().claim(PART, jump.id(run, liar.id())).is_none());
+    }
+    // A known predecessor does not help either.
+    let current = current(&world);
+    let suspicion = vote(&world, &liar, current.claim);
+    let jump = claim(&world, &liar, u64::MAX, Some(current), vec![suspicion]);
+    assert_eq!(say(&mut world, liar.id(), &beat(&jump)), Verdict::Reject);
+    world.run_secs(60);
+    assert_eq!(claims(&world), before);
+}
+
+#[test]
+fn checkpoints_of_a_lost_claim_push_out_no_others() {
+    let mut world = World::of(24, manifest(2, 2), 3, 3);
+    world.run_secs(60);
+    let run = world.agent(0).run();
+    // A claim of term 1 with a smaller name than the current: valid, known, and never current.
+    let name = |author: &Keypair| ClaimId::of(run, PART, 1, None, author.id());
+    let current_id = world.agent(0).register().current_id(PART).unwrap();
+    let liar = (100..=255).map(key).find(|author| name(author) < current_id).unwrap();
+    let lost = claim(&world, &liar, 1, None, Vec::new());
+    say(&mut world, liar.id(), &beat(&lost));
+    let blob = Blob { hash: Hash::of(b"junk"), bytes: 1 };
+    for step in 0..40 {
+        let junk = Checkpoint {
+            part: PART,
+            claim: name(&liar),
+            term: 1,
+            parent: None,
+            step: u64::MAX - step,
+            held_out_loss: 0.0,
+            weights: blob,
+            state: blob,
+        };
+        say(&mut world, liar.id(), &Gossip::Checkpoint(Verified::sign(&liar, run, junk).signed().clone()));
+    }
+    for node in world.living() {
+        let register = world.agent(node).register();
+        assert!(register.checkpoints(PART).iter().any(|it| it.claim == current_id), "node {node}");
+        assert_eq!(world.agent(node).best(PART).unwrap().claim, current_id);
+    }
+}
+
+#[test]
+fn a_claim_of_a_key_that_is_not_admitted_is_refused() {
+    let mut allowed = manifest(1, 1);
+    allowed.admission = Admission::AllowList((1..=3).map(|number| key(number).id()).collect());
+    let mut world = World::of(25, allowed, 3, 3);
+    let outsider = world.add(owner(3));
+    world.run_secs(60);
+    assert_eq!(world.load(outsider), 0, "an honest outsider does not even try");
+    let before = claims(&world);
+    assert!(before.iter().all(Option::is_some));
+    let theft = claim(&world, &liar(), 1, None, Vec::new());
+    assert_eq!(say(&mut world, liar().id(), &beat(&theft)), Verdict::Reject);
+    let current = current(&world);
+    let suspicion = vote(&world, &liar(), current.claim);
+    assert_eq!(say(&mut world, liar().id(), &Gossip::Vote(suspicion)), Verdict::Ignore);
+    world.run_secs(30);
+    assert_eq!(claims(&world), before);
+}
+
+#[test]
+fn records_of_another_author_or_run_are_rejected() {
+    let mut world = World::of(26, manifest(1, 1), 2, 2);
+    world.run_secs(30);
+    let honest = claim(&world, &key(1), 1, None, Vec::new());
+    assert_eq!(say(&mut world, liar().id(), &beat(&honest)), Verdict::Reject, "relayed under another envelope");
+    let other = World::of(26, manifest(2, 1), 1, 1);
+    let foreign = claim(&other, &liar(), 1, None, Vec::new());
+    assert_eq!(say(&mut world, liar().id(), &beat(&foreign)), Verdict::Reject);
+}
+
+#[test]
+fn the_same_key_on_a_second_machine_halts_it() {
+    let mut world = World::of(27, manifest(2, 1), 2, 3);
+    world.run_secs(60);
+    // A copy of the key without its claim log.
+    let copy = world.add_with_key(1, owner(3));
+    world.run_secs(10);
+    assert!(matches!(world.nodes[copy].halted, Some(Halt::KeyInUse(_))));
+    assert_eq!(world.nodes[0].halted, None);
+    assert!(world.load(0) > 0);
+}
+
+#[test]
+fn a_claim_log_that_lags_behind_the_claims_halts_at_the_start() {
+    let mut world = World::of(28, manifest(1, 1), 1, 2);
+    world.run_secs(30);
+    world.kill(0);
+    world.nodes[0].disk.log.clear();
+    world.start(0);
+    assert!(matches!(world.nodes[0].halted, Some(Halt::KeyInUse(_))));
+}
