@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use futures::StreamExt;
 use iroh::endpoint::presets;
 use iroh::protocol::Router;
 use iroh::{Endpoint, RelayMode, SecretKey};
@@ -221,12 +222,13 @@ async fn regression_a_freshly_tagged_blob_survives_the_collector() {
     let mut config = config(1, directory.path());
     config.gc_interval = Duration::from_millis(1);
     let blobs = Blobs::start(config).await.unwrap();
-    let mut kept = Vec::new();
-    for index in 0..100 {
-        kept.push(blobs.add_bytes(&format!("kept/{index}"), noise(index, 20 << 10)).await.unwrap().hash);
-    }
+    let adding = (0..200).map(|index| {
+        let blobs = blobs.clone();
+        async move { blobs.add_bytes(&format!("kept/{index}"), noise(index, 20 << 10)).await.unwrap().hash }
+    });
+    let kept: Vec<Hash32> = futures::stream::iter(adding).buffered(8).collect().await;
     // The collector has gone round since the last one was added: it has swept what lost its tag after that.
-    let loser = blobs.add_bytes("lost/0", noise(200, 20 << 10)).await.unwrap().hash;
+    let loser = blobs.add_bytes("lost/0", noise(255, 20 << 10)).await.unwrap().hash;
     assert_eq!(blobs.untag_prefix("lost/").await.unwrap(), 1);
     eventually("the collector", async || !blobs.has(loser).await.unwrap()).await;
     for hash in &kept {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::stream::{FuturesUnordered, StreamExt};
 use iroh::EndpointId;
 use iroh::endpoint::Connection;
 use iroh_blobs::Hash;
@@ -15,7 +16,6 @@ use iroh_blobs::api::Store;
 use iroh_blobs::api::remote::GetProgressItem;
 use iroh_blobs::get::request::get_verified_size;
 use iroh_blobs::protocol::{ChunkRanges, GetRequest};
-use libp2p::futures::stream::{FuturesUnordered, StreamExt};
 use paris_protocol::identity::NodeId;
 use tokio::sync::OnceCell;
 

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use iroh::address_lookup::memory::MemoryLookup;
 use iroh::endpoint::{NetReportConfig, PortmapperConfig, presets};
 use iroh::protocol::Router;
@@ -31,7 +32,6 @@ use iroh_blobs::store::GcConfig;
 use iroh_blobs::store::fs::FsStore;
 use iroh_blobs::store::fs::options::Options;
 use iroh_blobs::{BlobsProtocol, Hash};
-use libp2p::futures::StreamExt;
 use paris_protocol::identity::NodeId;
 
 pub use self::error::{BlobsError, ProviderFailure};

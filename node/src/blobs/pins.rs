@@ -57,12 +57,6 @@ impl Pins {
         })
     }
 
-    /// The pinned hashes.
-    #[cfg(test)]
-    fn live(&self) -> std::collections::HashSet<Hash> {
-        self.state().tags.values().copied().collect()
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         // Every change is a single call on one map: a panic elsewhere leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -73,17 +67,40 @@ impl Pins {
 mod tests {
     use std::collections::HashSet;
 
+    use futures::StreamExt;
+    use iroh_blobs::store::mem::MemStore;
+
     use super::*;
 
-    #[test]
-    fn a_hash_is_pinned_as_long_as_one_name_holds_it() {
-        let pins = Pins::default();
+    /// What a collection that begins now is told to keep.
+    async fn collect(pins: &Arc<Pins>) -> HashSet<Hash> {
+        let mut live = HashSet::new();
+        assert!(matches!(pins.protector()(&mut live).await, ProtectOutcome::Continue));
+        live
+    }
+
+    #[tokio::test]
+    async fn a_hash_is_pinned_as_long_as_one_name_holds_it() {
+        let pins = Arc::new(Pins::default());
         let (one, two) = (Hash::new(b"one"), Hash::new(b"two"));
         pins.restore_tag("head/0", one);
         pins.restore_tag("mirror/0", one);
         pins.restore_tag("head/0", two);
-        assert_eq!(pins.live(), HashSet::from([one, two]));
+        assert_eq!(collect(&pins).await, HashSet::from([one, two]));
         pins.drop_tags(|name| name.starts_with("mirror/"));
-        assert_eq!(pins.live(), HashSet::from([two]));
+        assert_eq!(collect(&pins).await, HashSet::from([two]));
+    }
+
+    /// The cycle that runs while a tag is set knows only the temporary tag; the next one knows the name.
+    #[tokio::test]
+    async fn a_temporary_tag_is_held_until_a_cycle_knows_the_name() {
+        let (store, pins) = (MemStore::new(), Arc::new(Pins::default()));
+        let held = store.blobs().add_bytes(&b"fresh"[..]).temp_tag().await.unwrap();
+        let hash = held.hash();
+        pins.set_tag("head/0", held);
+        let held_in_store = async || store.tags().list_temp_tags().await.unwrap().count().await;
+        assert_eq!(held_in_store().await, 1);
+        assert!(collect(&pins).await.contains(&hash));
+        assert_eq!(held_in_store().await, 0);
     }
 }

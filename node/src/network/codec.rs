@@ -5,8 +5,8 @@
 
 use std::io;
 
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::StreamProtocol;
-use libp2p::futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::request_response;
 
 /// The largest request, in bytes.
@@ -78,7 +78,7 @@ async fn write_frame<T: AsyncWrite + Unpin + Send>(stream: &mut T, bytes: &[u8])
 
 #[cfg(test)]
 mod tests {
-    use libp2p::futures::executor::block_on;
+    use futures::executor::block_on;
 
     use super::*;
 
