@@ -125,7 +125,7 @@ impl Model {
     }
 }
 
-/// Mean over the batch of -log softmax(logits)[label].
+/// Mean over the batch of the negative log-probability of each label.
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> candle_core::Result<Tensor> {
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
     let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
