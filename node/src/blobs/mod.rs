@@ -1,13 +1,13 @@
 //! Bulk bytes: content-addressed blobs on disk, served to peers and fetched from several of them at once.
 //!
 //! A blob is named by the BLAKE3 hash of its bytes and verified while it streams, so it does not matter who sends it.
-//! What carries a *tag* is kept; everything else is swept by the garbage collector ([`pins`]). The store is disposable:
+//! What carries a *tag* is kept; everything else is swept by the garbage collector (`pins`). The store is disposable:
 //! whatever is lost can be fetched again from peers, and nothing that must survive lives only here.
 //!
 //! - [`Blobs`]: the endpoint and the store behind one handle
-//! - [`fetch`]: a blob from several providers at once, by ranges
-//! - [`pins`]: what the garbage collector must not touch
-//! - [`gate`]: how many strangers may read at once
+//! - `fetch`: a blob from several providers at once, by ranges
+//! - `pins`: what the garbage collector must not touch
+//! - `gate`: how many strangers may read at once
 
 mod error;
 mod fetch;

@@ -1,6 +1,6 @@
 //! The swarm behind a small handle: discovery, gossip and requests, over QUIC and TCP.
 //!
-//! [`Network::start`] spawns one task that owns the swarm ([`driver`]); [`Network`] is a cheap handle to it and
+//! [`Network::start`] spawns one task that owns the swarm (`driver`); [`Network`] is a cheap handle to it and
 //! [`NetworkEvent`]s come out of a bounded channel. The room knows nothing of the messages it carries: it hands every
 //! gossip message to the node, which must give a [`Verdict`] before the swarm forwards it, and every request, which
 //! the node answers with [`Network::respond`].
