@@ -1,11 +1,13 @@
 //! The expert: a diffusion transformer that predicts the velocity of one cluster's flow (paper, section on experts).
 
 use candle_core::{Result, Tensor};
+use candle_nn::{Linear, Module};
 
 use crate::{
     config::ExpertConfig,
-    layers::{Attention, Linear, Mlp, PatchEmbedding, TimeEmbedding, chunks, gated, modulate},
+    embeddings::{PatchEmbedding, TimeEmbedding},
     parameters::Parameters,
+    sublayers::{CrossAttention, Final, Mlp, SelfAttention, linear},
 };
 
 /// An expert with its parameters.
@@ -17,20 +19,17 @@ pub struct Expert {
     /// adaLN-single: one projection of the time for all blocks.
     shared_modulation: Linear,
     blocks: Vec<Block>,
-    last: FinalLayer,
+    /// What the final layer adds to the time, `[2,W]`.
+    final_table: Tensor,
+    last: Final,
 }
 
 struct Block {
     /// What this block adds to the shared modulation, `[6,W]`.
     table: Tensor,
-    attention: Attention,
-    cross_attention: Attention,
+    attention: SelfAttention,
+    cross_attention: CrossAttention,
     mlp: Mlp,
-}
-
-struct FinalLayer {
-    table: Tensor,
-    linear: Linear,
 }
 
 impl Expert {
@@ -40,8 +39,8 @@ impl Expert {
             let name = format!("layers.{layer}");
             Ok(Block {
                 table: parameters.get(&format!("{name}.scale_shift_table"))?,
-                attention: Attention::new(parameters, &format!("{name}.attn"), config.heads)?,
-                cross_attention: Attention::new(parameters, &format!("{name}.cross_attn"), config.heads)?,
+                attention: SelfAttention::new(parameters, &name, config.heads)?,
+                cross_attention: CrossAttention::new(parameters, &name, config.heads)?,
                 mlp: Mlp::new(parameters, &name)?,
             })
         };
@@ -49,13 +48,11 @@ impl Expert {
             config: config.clone(),
             patches: PatchEmbedding::new(parameters, config.patch)?,
             time: TimeEmbedding::new(parameters)?,
-            text: Linear::new(parameters, "text_proj")?,
-            shared_modulation: Linear::new(parameters, "t_block.1")?,
+            text: linear(parameters, "text_proj")?,
+            shared_modulation: linear(parameters, "t_block.1")?,
             blocks: (0..config.depth).map(block).collect::<Result<_>>()?,
-            last: FinalLayer {
-                table: parameters.get("final_layer.scale_shift_table")?,
-                linear: Linear::new(parameters, "final_layer.linear")?,
-            },
+            final_table: parameters.get("final_layer.scale_shift_table")?,
+            last: Final::new(parameters)?,
         })
     }
 
@@ -73,7 +70,8 @@ impl Expert {
         for block in &self.blocks {
             h = block.forward(&h, &shared, &text)?;
         }
-        self.unpatchify(&self.last.forward(&h, &time)?)
+        let modulation = time.unsqueeze(1)?.broadcast_add(&self.final_table)?;
+        self.unpatchify(&self.last.forward(&h, &modulation)?)
     }
 
     /// `[B,(S/P)^2,P P C]` to `[B,C,S,S]`: "nhwpqc -> nchpwq".
@@ -86,20 +84,11 @@ impl Expert {
 }
 
 impl Block {
+    /// `shared` `[B,6,W]`: shift, scale, gate of the attention, then of the MLP.
     fn forward(&self, x: &Tensor, shared: &Tensor, text: &Tensor) -> Result<Tensor> {
         let modulation = shared.broadcast_add(&self.table)?;
-        let [shift_a, scale_a, gate_a, shift_m, scale_m, gate_m] = chunks(&modulation)?;
-        let h = modulate(x, &shift_a, &scale_a)?;
-        let x = gated(x, &gate_a, &self.attention.forward(&h, &h)?)?;
-        let x = (&x + self.cross_attention.forward(&x, text)?)?;
-        gated(&x, &gate_m, &self.mlp.forward(&modulate(&x, &shift_m, &scale_m)?)?)
-    }
-}
-
-impl FinalLayer {
-    fn forward(&self, x: &Tensor, time: &Tensor) -> Result<Tensor> {
-        let modulation = time.unsqueeze(1)?.broadcast_add(&self.table)?;
-        let [shift, scale] = chunks(&modulation)?;
-        self.linear.forward(&modulate(x, &shift, &scale)?)
+        let x = self.attention.forward(x, &modulation.narrow(1, 0, 3)?)?;
+        let x = self.cross_attention.forward(&x, text)?;
+        self.mlp.forward(&x, &modulation.narrow(1, 3, 3)?)
     }
 }

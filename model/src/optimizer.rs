@@ -1,8 +1,17 @@
 //! AdamW with a state that can be saved (Loshchilov and Hutter, 2019), gradient clipping and warm-up.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
 
-use candle_core::{Result, Tensor, Var, backprop::GradStore};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Var, backprop::GradStore};
+use rayon::prelude::*;
+
+use crate::{
+    fused::{sum, vectorised},
+    host::{numbers, with_numbers},
+};
 
 /// Decay of the mean of gradients.
 const BETA1: f64 = 0.9;
@@ -22,18 +31,18 @@ pub struct Schedule {
     pub clip: f64,
 }
 
-/// First and second moments of each variable's gradients. No weight decay, as in DiT.
+/// AdamW over groups of parameters. No weight decay, as in DiT.
 pub struct AdamW {
     schedule: Schedule,
     moments: BTreeMap<String, Moments>,
 }
 
-/// The moments of a variable.
+/// Running means over a group's gradients.
 #[derive(Clone)]
 pub struct Moments {
-    /// Mean of the gradients.
+    /// Of the gradients.
     pub first: Vec<f32>,
-    /// Mean of their squares.
+    /// Of their squares.
     pub second: Vec<f32>,
 }
 
@@ -55,65 +64,97 @@ impl AdamW {
         self.moments = moments;
     }
 
-    /// Updates every variable; `step` counts from 1. Returns the gradients' global norm before clipping. A variable without a gradient is an
-    /// error: candle loses gradients silently where an operation has no backward.
+    /// Updates every variable; `step` counts from 1. Returns the gradients' global norm before clipping; where that is not finite, nothing is
+    /// updated.
+    ///
+    /// # Errors
+    /// If a variable has no gradient: candle loses gradients silently where an operation has no backward.
     pub fn step(&mut self, step: u64, variables: &BTreeMap<String, Var>, gradients: &GradStore) -> Result<f64> {
-        let mut by_name = BTreeMap::new();
+        let mut work = Vec::with_capacity(variables.len());
         let mut square = 0.0;
-        for (name, variable) in variables {
+        for (name, moments) in &mut self.moments {
+            let variable = &variables[name];
             let Some(gradient) = gradients.get(variable) else { candle_core::bail!("{name} received no gradient") };
-            let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
-            square += gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
-            by_name.insert(name, gradient);
+            square += with_numbers([gradient], |[gradient]| Ok(square_sum(gradient)))?;
+            work.push((variable, moments, gradient.contiguous()?));
         }
         let norm = square.sqrt();
         if !norm.is_finite() {
             return Ok(norm);
         }
-        let scale = (self.schedule.clip / norm).min(1.0) as f32;
-        let update = self.update_at(step);
-        for (name, gradient) in by_name {
-            let (variable, Some(moments)) = (&variables[name], self.moments.get_mut(name)) else { continue };
-            let mut values = variable.flatten_all()?.to_vec1::<f32>()?;
-            update.apply(&mut values, moments, &gradient, scale);
-            variable.set(&Tensor::from_vec(values, variable.shape(), variable.device())?)?;
-        }
+        let update = Update::new(&self.schedule, step, norm);
+        work.into_par_iter().try_for_each(|(variable, moments, gradient)| {
+            variable.inplace_op2(&gradient, &UpdateGroup { update: &update, moments: Mutex::new(moments) })
+        })?;
         Ok(norm)
-    }
-
-    fn update_at(&self, step: u64) -> Update {
-        let warmup = (step as f64 / self.schedule.warmup_steps.max(1) as f64).min(1.0);
-        let (correction1, correction2) = (1.0 - BETA1.powf(step as f64), 1.0 - BETA2.powf(step as f64));
-        Update {
-            rate: (self.schedule.learning_rate * warmup / correction1) as f32,
-            second_scale: (1.0 / correction2) as f32,
-        }
     }
 }
 
-/// The numbers that one step shares among all parameters.
+/// The sum of squares, in f64 between blocks that f32 adds well.
+fn square_sum(numbers: &[f32]) -> f64 {
+    const BLOCK: usize = 256;
+    vectorised(|| numbers.chunks(BLOCK).map(|block| f64::from(sum(block, |x| x * x))).sum())
+}
+
+/// The numbers that one step shares among all groups.
 struct Update {
     rate: f32,
     second_scale: f32,
+    gradient_scale: f32,
 }
 
 impl Update {
-    fn apply(&self, values: &mut [f32], moments: &mut Moments, gradient: &[f32], scale: f32) {
-        let (beta1, beta2, epsilon) = (BETA1 as f32, BETA2 as f32, EPSILON as f32);
-        let moments = moments.first.iter_mut().zip(&mut moments.second);
-        for ((value, (first, second)), gradient) in values.iter_mut().zip(moments).zip(gradient) {
-            let gradient = gradient * scale;
-            *first = beta1 * *first + (1.0 - beta1) * gradient;
-            *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
-            *value -= self.rate * *first / ((*second * self.second_scale).sqrt() + epsilon);
+    fn new(schedule: &Schedule, step: u64, norm: f64) -> Self {
+        let warmup = (step as f64 / schedule.warmup_steps.max(1) as f64).min(1.0);
+        let (correction1, correction2) = (1.0 - BETA1.powf(step as f64), 1.0 - BETA2.powf(step as f64));
+        Self {
+            rate: (schedule.learning_rate * warmup / correction1) as f32,
+            second_scale: (1.0 / correction2) as f32,
+            gradient_scale: (schedule.clip / norm).min(1.0) as f32,
         }
+    }
+
+    fn apply(&self, values: &mut [f32], moments: &mut Moments, gradient: &[f32]) {
+        let (beta1, beta2, epsilon) = (BETA1 as f32, BETA2 as f32, EPSILON as f32);
+        vectorised(|| {
+            let moments = moments.first.iter_mut().zip(&mut moments.second);
+            for ((value, (first, second)), gradient) in values.iter_mut().zip(moments).zip(gradient) {
+                let gradient = gradient * self.gradient_scale;
+                *first = beta1 * *first + (1.0 - beta1) * gradient;
+                *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
+                *value -= self.rate * *first / ((*second * self.second_scale).sqrt() + epsilon);
+            }
+        });
+    }
+}
+
+/// The update of one group, in place.
+struct UpdateGroup<'a> {
+    update: &'a Update,
+    /// candle hands an operation out by shared reference.
+    moments: Mutex<&'a mut Moments>,
+}
+
+impl InplaceOp2 for UpdateGroup<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, value: &mut CpuStorage, value_at: &Layout, gradient: &CpuStorage, at: &Layout) -> Result<()> {
+        let gradient = numbers(gradient, at)?;
+        let (CpuStorage::F32(values), Some((start, end))) = (value, value_at.contiguous_offsets()) else {
+            candle_core::bail!("a variable is a contiguous f32 tensor");
+        };
+        let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
+        self.update.apply(&mut values[start..end], &mut moments, gradient);
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
 
     /// torch.optim.AdamW(lr=0.1, weight_decay=0) on the loss sum(w^2 * [1, 10]), from [1, -2], three steps.
     #[test]

@@ -1,8 +1,10 @@
 //! A model's parameters by name: initialised, read from bytes that a stranger may have sent, written as bytes that hash alike.
+//!
+//! What one sublayer reads lies in one flat tensor, its *group*: one operation reads it, one gradient comes back, one variable is updated.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::{
     checkpoint::{self, CheckpointError},
@@ -10,71 +12,146 @@ use crate::{
     random::Stream,
 };
 
-/// Parameters by the names of the published weights.
-#[derive(Clone, Debug)]
-pub struct Parameters(BTreeMap<String, Tensor>);
-
 /// The parameter that is stored but never trained: a fixed position table.
 pub const FROZEN: &str = "pos_embed";
+
+/// Parameters by the names of the published weights.
+#[derive(Clone, Debug)]
+pub struct Parameters {
+    places: Arc<BTreeMap<String, Place>>,
+    groups: BTreeMap<String, Tensor>,
+}
+
+/// Where a parameter lies.
+#[derive(Debug)]
+struct Place {
+    group: String,
+    start: usize,
+    shape: Vec<usize>,
+}
+
+/// The group of a parameter: its sublayer's, else its linear layer's, else its own.
+fn group_of(name: &str) -> &str {
+    for sublayer in [".attn.", ".cross_attn.", ".mlp."] {
+        if let Some(start) = name.find(sublayer)
+            && name.starts_with("layers.")
+        {
+            return &name[..start + sublayer.len() - 1];
+        }
+    }
+    name.strip_prefix("final_layer.linear").map_or(name, |_| "final_layer.linear")
+}
+
+/// The places of a model's parameters: within a group in the order of their names, so that biases come before weights.
+fn places(config: &PartConfig) -> BTreeMap<String, Place> {
+    let mut ends: BTreeMap<String, usize> = BTreeMap::new();
+    let mut places = BTreeMap::new();
+    for (name, shape) in config.shapes() {
+        let group = group_of(&name).to_owned();
+        let end = ends.entry(group.clone()).or_default();
+        let start = *end;
+        *end += shape.iter().product::<usize>();
+        places.insert(name, Place { group, start, shape });
+    }
+    places
+}
 
 impl Parameters {
     /// Fresh parameters: DiT's rules (xavier linears, zero biases, gates and final layer), the cross-attention's output zero, the time block
     /// N(0, 0.02). Everything random follows from `key`.
-    pub fn initial(config: &PartConfig, key: &[u8; 32], device: &Device) -> candle_core::Result<Self> {
-        let mut parameters = BTreeMap::new();
+    pub fn initial(config: &PartConfig, key: &[u8; 32], device: &Device) -> Result<Self> {
+        let mut tensors = BTreeMap::new();
         for (name, shape) in config.shapes() {
             let tensor = initial_tensor(&name, &shape, key, device)?;
-            parameters.insert(name, tensor);
+            tensors.insert(name, tensor);
         }
-        Ok(Self(parameters))
+        Self::from_tensors(config, &tensors)
     }
 
     /// Reads weights: exactly the config's names and shapes, finite f32 numbers, nothing else.
-    pub fn load(config: &PartConfig, bytes: &[u8], device: &Device) -> Result<Self, CheckpointError> {
-        Ok(Self(checkpoint::read(bytes, &config.shapes(), device)?))
+    ///
+    /// # Errors
+    /// Where the bytes are anything else.
+    pub fn load(config: &PartConfig, bytes: &[u8], device: &Device) -> std::result::Result<Self, CheckpointError> {
+        Ok(Self::from_tensors(config, &checkpoint::read(bytes, &config.shapes(), device)?)?)
     }
 
-    /// Parameters from tensors that are known to fit.
-    pub fn from_tensors(tensors: BTreeMap<String, Tensor>) -> Self {
-        Self(tensors)
+    /// Parameters from named tensors of the config's shapes.
+    ///
+    /// # Errors
+    /// If a name is missing.
+    pub fn from_tensors(config: &PartConfig, tensors: &BTreeMap<String, Tensor>) -> Result<Self> {
+        let places = places(config);
+        let mut pieces: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
+        for (name, place) in &places {
+            let Some(tensor) = tensors.get(name) else { candle_core::bail!("the parameter {name} is missing") };
+            pieces.entry(place.group.clone()).or_default().push(tensor.flatten_all()?);
+        }
+        let mut groups = BTreeMap::new();
+        for (group, pieces) in pieces {
+            groups.insert(group, Tensor::cat(&pieces, 0)?);
+        }
+        Ok(Self { places: Arc::new(places), groups })
     }
 
-    /// Turns every tensor into a variable, and returns those that are trained.
-    pub fn into_variables(self) -> candle_core::Result<(Self, BTreeMap<String, Var>)> {
+    /// Parameters of the same model over other groups, each flat.
+    pub fn with_groups(&self, groups: BTreeMap<String, Tensor>) -> Self {
+        Self { places: self.places.clone(), groups }
+    }
+
+    /// Turns every group that is trained into a variable, and returns those.
+    pub fn into_variables(self) -> Result<(Self, BTreeMap<String, Var>)> {
         let mut variables = BTreeMap::new();
-        let mut tensors = BTreeMap::new();
-        for (name, tensor) in self.0 {
+        let mut groups = BTreeMap::new();
+        for (name, tensor) in self.groups {
             if name == FROZEN {
-                tensors.insert(name, tensor);
+                groups.insert(name, tensor);
                 continue;
             }
             let variable = Var::from_tensor(&tensor)?;
-            tensors.insert(name.clone(), variable.as_tensor().clone());
+            groups.insert(name.clone(), variable.as_tensor().clone());
             variables.insert(name, variable);
         }
-        Ok((Self(tensors), variables))
+        Ok((Self { places: self.places, groups }, variables))
     }
 
-    /// A parameter by name.
-    pub fn get(&self, name: &str) -> candle_core::Result<Tensor> {
-        match self.0.get(name) {
+    /// A parameter by name, in its shape: a view into its group.
+    pub fn get(&self, name: &str) -> Result<Tensor> {
+        let Some(place) = self.places.get(name) else { candle_core::bail!("the model has no parameter {name}") };
+        let length = place.shape.iter().product();
+        self.group(&place.group)?.narrow(0, place.start, length)?.reshape(place.shape.as_slice())
+    }
+
+    /// A group by name, flat.
+    pub fn group(&self, name: &str) -> Result<Tensor> {
+        match self.groups.get(name) {
             Some(tensor) => Ok(tensor.clone()),
-            None => candle_core::bail!("the weights have no parameter {name}"),
+            None => candle_core::bail!("the model has no group of parameters {name}"),
         }
     }
 
-    /// All parameters in the order of their names.
-    pub fn iter(&self) -> impl Iterator<Item = (&String, &Tensor)> {
-        self.0.iter()
+    /// All groups in the order of their names.
+    pub fn groups(&self) -> &BTreeMap<String, Tensor> {
+        &self.groups
     }
 
-    /// Names and shapes.
-    pub fn shapes(&self) -> Shapes {
-        self.0.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect()
+    /// All parameters by name.
+    pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        self.places.keys().map(|name| Ok((name.clone(), self.get(name)?))).collect()
     }
 }
 
-fn initial_tensor(name: &str, shape: &[usize], key: &[u8; 32], device: &Device) -> candle_core::Result<Tensor> {
+/// Names and shapes of a model's groups.
+pub fn group_shapes(config: &PartConfig) -> Shapes {
+    let mut shapes = Shapes::new();
+    for place in places(config).values() {
+        let length = place.shape.iter().product::<usize>();
+        shapes.entry(place.group.clone()).or_insert_with(|| vec![0])[0] += length;
+    }
+    shapes
+}
+
+fn initial_tensor(name: &str, shape: &[usize], key: &[u8; 32], device: &Device) -> Result<Tensor> {
     let zero = || Tensor::zeros(shape, DType::F32, device);
     let normal = |deviation: f64| Stream::new(key, name, 0).normal_tensor(shape.to_vec(), device)? * deviation;
     if name == FROZEN {
@@ -98,7 +175,7 @@ fn initial_tensor(name: &str, shape: &[usize], key: &[u8; 32], device: &Device) 
 }
 
 /// The fixed 2-D sine-cosine table `[1, side * side, width]`: the first half of the width encodes the column, the second half the row.
-pub fn position_table(side: usize, width: usize, device: &Device) -> candle_core::Result<Tensor> {
+pub fn position_table(side: usize, width: usize, device: &Device) -> Result<Tensor> {
     let quarter = width / 4;
     let angle = |position: usize, index: usize| position as f64 / 10_000f64.powf(index as f64 / quarter as f64);
     let mut table = Vec::with_capacity(side * side * width);

@@ -1,12 +1,13 @@
 //! The router: classifies from a noisy picture which cluster it comes from (paper, section on the router).
 
 use candle_core::{Result, Tensor};
+use candle_nn::{Linear, Module};
 
 use crate::{
     config::RouterConfig,
-    layers::{Attention, Linear, Mlp, PatchEmbedding, TimeEmbedding, chunks, gated, modulate},
-    ops::layer_norm,
+    embeddings::{PatchEmbedding, TimeEmbedding},
     parameters::Parameters,
+    sublayers::{Mlp, SelfAttention, layer_norm, linear},
 };
 
 /// Epsilon of the head's LayerNorm.
@@ -26,7 +27,7 @@ pub struct Router {
 struct Block {
     /// adaLN-zero: this block's own projection of the time.
     modulation: Linear,
-    attention: Attention,
+    attention: SelfAttention,
     mlp: Mlp,
 }
 
@@ -44,8 +45,8 @@ impl Router {
         let block = |layer: usize| {
             let name = format!("layers.{layer}");
             Ok(Block {
-                modulation: Linear::new(parameters, &format!("{name}.adaLN_modulation.1"))?,
-                attention: Attention::new(parameters, &format!("{name}.attn"), config.heads)?,
+                modulation: linear(parameters, &format!("{name}.adaLN_modulation.1"))?,
+                attention: SelfAttention::new(parameters, &name, config.heads)?,
                 mlp: Mlp::new(parameters, &name)?,
             })
         };
@@ -54,13 +55,13 @@ impl Router {
             patches: PatchEmbedding::new(parameters, config.patch)?,
             class_token: parameters.get("cls_token")?,
             time: TimeEmbedding::new(parameters)?,
-            caption: config.caption_width.map(|_| Linear::new(parameters, "caption_proj")).transpose()?,
+            caption: config.caption_width.map(|_| linear(parameters, "caption_proj")).transpose()?,
             blocks: (0..config.depth).map(block).collect::<Result<_>>()?,
             head: Head {
-                first: Linear::new(parameters, "head.0")?,
+                first: linear(parameters, "head.0")?,
                 scale: parameters.get("head.2.weight")?,
                 shift: parameters.get("head.2.bias")?,
-                last: Linear::new(parameters, "head.4")?,
+                last: linear(parameters, "head.4")?,
             },
         })
     }
@@ -70,13 +71,15 @@ impl Router {
         &self.config
     }
 
-    /// `x` `[B,C,S,S]`, `t` `[B]` on a scale of 0..1000, `caption` `[B,D]` (read only by a router that was made to) to logits `[B,K]`.
-    pub fn forward(&self, x: &Tensor, t: &Tensor, caption: &Tensor) -> Result<Tensor> {
+    /// `x` `[B,C,S,S]`, `t` `[B]` on a scale of 0..1000, `caption` `[B,D]` to logits `[B,K]`. A router that was
+    /// made to read captions needs one, another ignores it.
+    pub fn forward(&self, x: &Tensor, t: &Tensor, caption: Option<&Tensor>) -> Result<Tensor> {
         let (batch, width) = (x.dim(0)?, self.config.width);
         let class = self.class_token.broadcast_as((batch, 1, width))?;
         let mut h = Tensor::cat(&[&class, &self.patches.forward(x)?], 1)?;
         let mut condition = self.time.forward(t)?;
         if let Some(projection) = &self.caption {
+            let Some(caption) = caption else { candle_core::bail!("this router reads captions: it needs one") };
             condition = (condition + projection.forward(caption)?)?;
         }
         let condition = condition.silu()?;
@@ -91,10 +94,8 @@ impl Block {
     fn forward(&self, x: &Tensor, condition: &Tensor) -> Result<Tensor> {
         let (batch, _, width) = x.dims3()?;
         let modulation = self.modulation.forward(condition)?.reshape((batch, 6, width))?;
-        let [shift_a, scale_a, gate_a, shift_m, scale_m, gate_m] = chunks(&modulation)?;
-        let h = modulate(x, &shift_a, &scale_a)?;
-        let x = gated(x, &gate_a, &self.attention.forward(&h, &h)?)?;
-        gated(&x, &gate_m, &self.mlp.forward(&modulate(&x, &shift_m, &scale_m)?)?)
+        let x = self.attention.forward(x, &modulation.narrow(1, 0, 3)?)?;
+        self.mlp.forward(&x, &modulation.narrow(1, 3, 3)?)
     }
 }
 

@@ -1,8 +1,9 @@
 //! Drawing with the mixture: Euler steps along a velocity that several experts and a router make together (paper, section on sampling).
 
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
+use candle_nn::ops::softmax;
 
-use crate::{batch::Text, expert::Expert, flow::TIME_SCALE, ops::softmax, random::Stream, router::Router};
+use crate::{batch::Text, expert::Expert, flow::TIME_SCALE, random::Stream, router::Router};
 
 /// The models to draw with. An expert that is missing takes no part; without a router all present experts count alike.
 pub struct Mixture {
@@ -88,7 +89,9 @@ impl Mixture {
     pub fn weights(&self, x: &Tensor, t: f64, text: &Text, routing: Routing) -> Result<Vec<Vec<f32>>> {
         let pictures = x.dim(0)?;
         let probabilities = match &self.router {
-            Some(router) => softmax(&router.forward(x, &times(x, t)?, &text.pooled)?)?.to_vec2::<f32>()?,
+            Some(router) => {
+                softmax(&router.forward(x, &times(x, t)?, Some(&text.pooled))?, D::Minus1)?.to_vec2::<f32>()?
+            }
             None => vec![vec![1.0; self.experts.len()]; pictures],
         };
         let present: Vec<bool> = self.experts.iter().map(Option::is_some).collect();

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{D, Device, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
+use candle_nn::loss::{cross_entropy, mse};
+use rayon::prelude::*;
 
 use crate::{
     batch::{Batch, BatchSource, Text},
@@ -10,8 +12,10 @@ use crate::{
     config::{ConfigError, PartConfig, Shapes},
     expert::Expert,
     flow::noised,
+    fused::vectorised,
+    host::with_numbers,
     optimizer::{AdamW, Moments, Schedule},
-    parameters::{FROZEN, Parameters},
+    parameters::{FROZEN, Parameters, group_shapes},
     random::Stream,
     router::Router,
 };
@@ -89,7 +93,7 @@ pub struct Trainer {
     model: Model,
     parameters: Parameters,
     variables: BTreeMap<String, Var>,
-    /// The averaged weights of every trained parameter.
+    /// The averaged weights of every group that is trained.
     average: BTreeMap<String, Vec<f32>>,
     optimizer: AdamW,
     step: u64,
@@ -115,22 +119,14 @@ impl Model {
         match self {
             Model::Expert(expert) => {
                 let velocity = expert.forward(&point.x, &point.time, &batch.text.tokens)?;
-                (velocity - point.velocity)?.sqr()?.mean_all()
+                mse(&velocity, &point.velocity)
             }
             Model::Router(router) => {
-                let logits = router.forward(&point.x, &point.time, &batch.text.pooled)?;
+                let logits = router.forward(&point.x, &point.time, Some(&batch.text.pooled))?;
                 cross_entropy(&logits, &batch.labels)
             }
         }
     }
-}
-
-/// Mean over the batch of the negative log-probability of each label.
-pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> candle_core::Result<Tensor> {
-    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
-    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-    let own = shifted.gather(&labels.unsqueeze(1)?, D::Minus1)?;
-    (log_sum - own)?.mean_all()
 }
 
 impl Trainer {
@@ -159,7 +155,7 @@ impl Trainer {
         let model = Model::new(&config, &parameters)?;
         let mut average = BTreeMap::new();
         for (name, variable) in &variables {
-            average.insert(name.clone(), variable.flatten_all()?.to_vec1()?);
+            average.insert(name.clone(), variable.to_vec1()?);
         }
         let schedule = Schedule {
             learning_rate: settings.learning_rate,
@@ -199,9 +195,9 @@ impl Trainer {
         for (name, tensor) in parameters {
             on_device.insert(name, tensor.to_device(device)?);
         }
-        let parameters = Parameters::from_tensors(on_device);
+        let parameters = Parameters::initial(&config, key, device)?.with_groups(on_device);
         let mut trainer = Self::with_parameters(config, settings, key, null_text, device, parameters)?;
-        let numbers = |tensors: &BTreeMap<String, Tensor>, name: &str| tensors[name].flatten_all()?.to_vec1::<f32>();
+        let numbers = |tensors: &BTreeMap<String, Tensor>, name: &str| tensors[name].to_vec1::<f32>();
         let mut moments = BTreeMap::new();
         for (name, average_of_name) in &mut trainer.average {
             *average_of_name = numbers(&average, name)?;
@@ -265,22 +261,20 @@ impl Trainer {
 
     /// The averaged weights, as bytes to sample with.
     pub fn weights(&self) -> Result<Vec<u8>, TrainError> {
-        let tensors = self.averaged()?.iter().map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
-        Ok(checkpoint::write(&tensors)?)
+        Ok(checkpoint::write(&self.averaged()?.tensors()?)?)
     }
 
     /// Everything that the next step depends on, as bytes to resume from.
     pub fn state(&self) -> Result<Vec<u8>, TrainError> {
         let mut tensors = BTreeMap::new();
         let [parameter, average, first, second] = PARTS_OF_STATE;
-        for (name, tensor) in self.parameters.iter() {
+        for (name, tensor) in self.parameters.groups() {
             tensors.insert(format!("{parameter}{name}"), tensor.clone());
         }
         for (name, moments) in self.optimizer.moments() {
-            let shape = self.variables[name].shape();
             let parts = [(average, &self.average[name]), (first, &moments.first), (second, &moments.second)];
             for (prefix, values) in parts {
-                let tensor = Tensor::from_slice(values, shape, &Device::Cpu)?;
+                let tensor = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
                 tensors.insert(format!("{prefix}{name}"), tensor);
             }
         }
@@ -291,27 +285,31 @@ impl Trainer {
 
     /// The averaged weights as parameters.
     fn averaged(&self) -> candle_core::Result<Parameters> {
-        let mut tensors = BTreeMap::new();
-        for (name, tensor) in self.parameters.iter() {
+        let mut groups = BTreeMap::new();
+        for (name, tensor) in self.parameters.groups() {
             let averaged = match self.average.get(name) {
                 Some(values) => Tensor::from_slice(values, tensor.shape(), &self.device)?,
                 None => tensor.clone(),
             };
-            tensors.insert(name.clone(), averaged);
+            groups.insert(name.clone(), averaged);
         }
-        Ok(Parameters::from_tensors(tensors))
+        Ok(self.parameters.with_groups(groups))
     }
 
     fn update_average(&mut self) -> candle_core::Result<()> {
         let steps = self.step as f64;
         let decay = self.settings.ema_decay.min((1.0 + steps) / (10.0 + steps)) as f32;
-        for (name, average) in &mut self.average {
-            let values = self.variables[name].flatten_all()?.to_vec1::<f32>()?;
-            for (average, value) in average.iter_mut().zip(values) {
-                *average += (1.0 - decay) * (value - *average);
-            }
-        }
-        Ok(())
+        let variables = &self.variables;
+        self.average.par_iter_mut().try_for_each(|(name, average)| {
+            with_numbers([&variables[name]], |[values]| {
+                vectorised(|| {
+                    for (average, value) in average.iter_mut().zip(values) {
+                        *average += (1.0 - decay) * (value - *average);
+                    }
+                });
+                Ok(())
+            })
+        })
     }
 
     /// The stream of a purpose at the step that is due.
@@ -354,7 +352,7 @@ impl Trainer {
 /// Names and shapes of everything in a state.
 fn state_shapes(config: &PartConfig) -> Shapes {
     let mut shapes = Shapes::new();
-    for (name, shape) in config.shapes() {
+    for (name, shape) in group_shapes(config) {
         for prefix in PARTS_OF_STATE {
             if name != FROZEN || prefix == PARTS_OF_STATE[0] {
                 shapes.insert(format!("{prefix}{name}"), shape.clone());

@@ -1,0 +1,189 @@
+//! Multi-head attention with its projections, forward and backward, over slices.
+
+use super::{
+    linear::{self, Linear, LinearGradient},
+    matrix::{Matrix, MatrixMut},
+    vector::{exp, greatest, sum, sum2, vectorised},
+};
+
+/// The shapes of an attention.
+#[derive(Clone, Copy)]
+pub(crate) struct Attention {
+    pub(crate) heads: usize,
+    pub(crate) width: usize,
+    /// Tokens of a sample that ask.
+    pub(crate) tokens: usize,
+    /// Tokens of a sample that are asked.
+    pub(crate) context: usize,
+}
+
+/// What the backward pass needs of the forward pass, for several samples. The softmax is made again: kept, it would take most of the memory.
+pub(crate) struct Saved {
+    /// `[samples, tokens, width]`
+    query: Vec<f32>,
+    /// `[samples, context, 2 width]`: keys, then values.
+    key_value: Vec<f32>,
+    /// The mixed values before the output projection, `[samples, tokens, width]`.
+    mixed: Vec<f32>,
+    /// The logarithm of each softmax's denominator, `[samples, heads, tokens]`.
+    log_sums: Vec<f32>,
+}
+
+/// Numbers in an attention's group of parameters.
+pub(crate) fn group_size(width: usize) -> usize {
+    linear::size(width, 3 * width) + linear::size(width, width)
+}
+
+impl Attention {
+    /// `x` `[samples, tokens, width]` attends to `context` `[samples, context, width]`.
+    pub(crate) fn forward(&self, group: &[f32], x: &[f32], context: &[f32]) -> (Vec<f32>, Saved) {
+        let (query_layer, key_value_layer, output_layer) = self.layers(group);
+        let (query, key_value) = (query_layer.forward(x), key_value_layer.forward(context));
+        let samples = x.len() / (self.tokens * self.width);
+        let mut saved = Saved {
+            query,
+            key_value,
+            mixed: vec![0.0; x.len()],
+            log_sums: vec![0.0; samples * self.heads * self.tokens],
+        };
+        let mut scores = vec![0.0; self.tokens * self.context];
+        for sample in 0..samples {
+            self.mix_sample(&mut saved, sample, &mut scores);
+        }
+        (output_layer.forward(&saved.mixed), saved)
+    }
+
+    /// From the gradient of the output, `[samples, tokens, width]`: those of `x` and of the context; the parameters' is added to `dgroup`.
+    pub(crate) fn backward(
+        &self,
+        group: &[f32],
+        x: &[f32],
+        context: &[f32],
+        saved: &Saved,
+        dy: &[f32],
+        dgroup: &mut [f32],
+    ) -> (Vec<f32>, Vec<f32>) {
+        let (query_layer, key_value_layer, output_layer) = self.layers(group);
+        let (projection, rest) = LinearGradient::split(dgroup, self.width, 3 * self.width);
+        let (mut dquery_layer, mut dkey_value_layer) = projection.split_outputs(self.width);
+        let (mut doutput_layer, _) = LinearGradient::split(rest, self.width, self.width);
+
+        doutput_layer.add(&saved.mixed, dy);
+        let dmixed = output_layer.backward(dy);
+        let (mut dquery, mut dkey_value) = (vec![0.0; saved.query.len()], vec![0.0; saved.key_value.len()]);
+        let mut scratch = [vec![0.0; self.tokens * self.context], vec![0.0; self.tokens * self.context]];
+        for sample in 0..x.len() / (self.tokens * self.width) {
+            self.mix_sample_backward(saved, sample, &dmixed, &mut dquery, &mut dkey_value, &mut scratch);
+        }
+        dquery_layer.add(x, &dquery);
+        dkey_value_layer.add(context, &dkey_value);
+        (query_layer.backward(&dquery), key_value_layer.backward(&dkey_value))
+    }
+
+    /// The layers to query, to key and value, and to the output.
+    fn layers<'a>(&self, group: &'a [f32]) -> (Linear<'a>, Linear<'a>, Linear<'a>) {
+        let (projection, rest) = Linear::split(group, self.width, 3 * self.width);
+        let (query, key_value) = projection.split_outputs(self.width);
+        let (output, _) = Linear::split(rest, self.width, self.width);
+        (query, key_value, output)
+    }
+
+    /// Columns of a head.
+    fn head(&self) -> usize {
+        self.width / self.heads
+    }
+
+    /// 1 / sqrt(columns of a head)
+    fn scale(&self) -> f32 {
+        1.0 / (self.head() as f32).sqrt()
+    }
+
+    /// softmax(q k^T) v of each head of a sample.
+    fn mix_sample(&self, saved: &mut Saved, sample: usize, scores: &mut [f32]) {
+        let Saved { query, key_value, mixed, log_sums } = saved;
+        let (own, own_context) = (sample * self.tokens * self.width, sample * self.context * 2 * self.width);
+        for head in 0..self.heads {
+            let (column, size) = (head * self.head(), self.head());
+            let query = Matrix::strided(&query[own + column..], self.tokens, size, self.width);
+            let key = Matrix::strided(&key_value[own_context + column..], self.context, size, 2 * self.width);
+            let value =
+                Matrix::strided(&key_value[own_context + self.width + column..], self.context, size, 2 * self.width);
+            MatrixMut::new(scores, self.context).set(query, key.t(), self.scale());
+            let start = (sample * self.heads + head) * self.tokens;
+            softmax(scores, self.context, &mut log_sums[start..start + self.tokens]);
+            MatrixMut::strided(&mut mixed[own + column..], self.tokens, size, self.width).set(
+                Matrix::new(scores, self.context),
+                value,
+                1.0,
+            );
+        }
+    }
+
+    fn mix_sample_backward(
+        &self,
+        saved: &Saved,
+        sample: usize,
+        dmixed: &[f32],
+        dquery: &mut [f32],
+        dkey_value: &mut [f32],
+        [weights, dscores]: &mut [Vec<f32>; 2],
+    ) {
+        let (tokens, context, width) = (self.tokens, self.context, self.width);
+        let (own, own_context) = (sample * tokens * width, sample * context * 2 * width);
+        for head in 0..self.heads {
+            let (size, own) = (self.head(), own + head * self.head());
+            let (own_key, own_value) = (own_context + head * size, own_context + width + head * size);
+            let query = Matrix::strided(&saved.query[own..], tokens, size, width);
+            let key = Matrix::strided(&saved.key_value[own_key..], context, size, 2 * width);
+            let value = Matrix::strided(&saved.key_value[own_value..], context, size, 2 * width);
+            let dmixed_of_head = Matrix::strided(&dmixed[own..], tokens, size, width);
+            let start = (sample * self.heads + head) * tokens;
+            let log_sums = &saved.log_sums[start..start + tokens];
+
+            MatrixMut::new(weights, context).set(query, key.t(), self.scale());
+            MatrixMut::new(dscores, context).set(dmixed_of_head, value.t(), 1.0);
+            vectorised(|| {
+                let rows = weights.chunks_exact_mut(context).zip(dscores.chunks_exact_mut(context));
+                for (token, (weights, dscores)) in rows.enumerate() {
+                    let place = own + token * width..own + token * width + size;
+                    // sum_j w_j dw_j, by the mixed values instead of over the context.
+                    let along = sum2(&saved.mixed[place.clone()], &dmixed[place], |o, g| o * g);
+                    for (weight, dscore) in weights.iter_mut().zip(dscores) {
+                        *weight = exp(*weight - log_sums[token]);
+                        *dscore = *weight * (*dscore - along);
+                    }
+                }
+            });
+            let (weights, dscores) = (Matrix::new(weights, context), Matrix::new(dscores, context));
+            MatrixMut::strided(&mut dquery[own..], tokens, size, width).set(dscores, key, self.scale());
+            MatrixMut::strided(&mut dkey_value[own_key..], context, size, 2 * width).set(
+                dscores.t(),
+                query,
+                self.scale(),
+            );
+            MatrixMut::strided(&mut dkey_value[own_value..], context, size, 2 * width).set(
+                weights.t(),
+                dmixed_of_head,
+                1.0,
+            );
+        }
+    }
+}
+
+/// Softmax of each row of `scores`, in place, and the logarithm of its denominator.
+fn softmax(scores: &mut [f32], row_len: usize, log_sums: &mut [f32]) {
+    vectorised(|| {
+        for (row, log_sum) in scores.chunks_exact_mut(row_len).zip(log_sums) {
+            let shift = greatest(row);
+            for score in row.iter_mut() {
+                *score = exp(*score - shift);
+            }
+            let denominator = sum(row, |x| x);
+            let factor = 1.0 / denominator;
+            for score in row.iter_mut() {
+                *score *= factor;
+            }
+            *log_sum = shift + denominator.ln();
+        }
+    });
+}

@@ -1,0 +1,130 @@
+//! Products of matrices that are views into rows of numbers.
+
+use gemm::Parallelism;
+
+/// A matrix whose rows or columns follow each other at a fixed distance.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    numbers: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// All of `numbers`, row by row.
+    pub(crate) fn new(numbers: &'a [f32], columns: usize) -> Self {
+        Self::strided(numbers, numbers.len() / columns, columns, columns)
+    }
+
+    /// `columns` numbers of each row, the rows `row_stride` apart.
+    ///
+    /// # Panics
+    /// If the last row ends beyond `numbers`.
+    pub(crate) fn strided(numbers: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+        assert_inside(numbers.len(), rows, columns, row_stride);
+        Self { numbers, rows, columns, row_stride, column_stride: 1 }
+    }
+
+    /// The transposed.
+    pub(crate) fn t(self) -> Self {
+        let Self { numbers, rows, columns, row_stride, column_stride } = self;
+        Self { numbers, rows: columns, columns: rows, row_stride: column_stride, column_stride: row_stride }
+    }
+}
+
+/// A matrix to write to, row by row.
+pub(crate) struct MatrixMut<'a> {
+    numbers: &'a mut [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+}
+
+impl<'a> MatrixMut<'a> {
+    /// All of `numbers`.
+    pub(crate) fn new(numbers: &'a mut [f32], columns: usize) -> Self {
+        let rows = numbers.len() / columns;
+        Self::strided(numbers, rows, columns, columns)
+    }
+
+    /// `columns` numbers of each row, the rows `row_stride` apart.
+    ///
+    /// # Panics
+    /// If the last row ends beyond `numbers`.
+    pub(crate) fn strided(numbers: &'a mut [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+        assert_inside(numbers.len(), rows, columns, row_stride);
+        Self { numbers, rows, columns, row_stride }
+    }
+
+    /// Becomes `scale a b`.
+    pub(crate) fn set(self, a: Matrix, b: Matrix, scale: f32) {
+        self.product(a, b, scale, false);
+    }
+
+    /// Grows by `a b`.
+    pub(crate) fn add(self, a: Matrix, b: Matrix) {
+        self.product(a, b, 1.0, true);
+    }
+
+    #[expect(
+        unsafe_code,
+        reason = "the product takes pointers; the shapes are checked here and the strides where views are made"
+    )]
+    fn product(self, a: Matrix, b: Matrix, scale: f32, add: bool) {
+        assert_eq!((self.rows, self.columns, a.columns), (a.rows, b.columns, b.rows), "shapes of a matrix product");
+        // SAFETY: `strided` has checked that every view lies inside its numbers, transposing keeps that, and `self` is borrowed mutably.
+        unsafe {
+            gemm::gemm(
+                self.rows,
+                self.columns,
+                a.columns,
+                self.numbers.as_mut_ptr(),
+                1,
+                self.row_stride as isize,
+                add,
+                a.numbers.as_ptr(),
+                a.column_stride as isize,
+                a.row_stride as isize,
+                b.numbers.as_ptr(),
+                b.column_stride as isize,
+                b.row_stride as isize,
+                1.0f32,
+                scale,
+                false,
+                false,
+                false,
+                // The samples of a batch are shared among threads further up.
+                Parallelism::None,
+            );
+        }
+    }
+}
+
+fn assert_inside(len: usize, rows: usize, columns: usize, row_stride: usize) {
+    assert!(rows == 0 || (rows - 1) * row_stride + columns <= len, "a view of {rows} rows ends beyond its numbers");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_of_views_are_those_of_their_numbers() {
+        // The columns 1..3 of a 2x4 matrix, times its transposed.
+        let numbers = [0.0, 1.0, 2.0, 0.0, 0.0, 3.0, 4.0, 0.0];
+        let view = Matrix::strided(&numbers[1..], 2, 2, 4);
+        let mut result = [1.0; 4];
+        MatrixMut::new(&mut result, 2).add(view, view.t());
+        assert_eq!(result, [6.0, 12.0, 12.0, 26.0]);
+        MatrixMut::new(&mut result, 2).set(view.t(), view, 2.0);
+        assert_eq!(result, [20.0, 28.0, 28.0, 40.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "beyond its numbers")]
+    fn a_view_beyond_its_numbers_is_refused() {
+        Matrix::strided(&[0.0; 7], 2, 4, 4);
+    }
+}
