@@ -5,12 +5,38 @@ use candle_nn::ops::softmax;
 
 use crate::{batch::Text, expert::Expert, flow::TIME_SCALE, random::Stream, router::Router};
 
+/// What gives the velocity of one cluster's flow: an [`Expert`], or anything that a test puts in its place.
+pub trait Field {
+    /// `x` `[B,C,S,S]`, `t` `[B]` on a scale of 0..1000, `text` `[B,T,D]` to the velocity `[B,C,S,S]`.
+    fn velocity(&self, x: &Tensor, t: &Tensor, text: &Tensor) -> Result<Tensor>;
+}
+
+/// What says which cluster a noisy picture comes from: a [`Router`], or anything that a test puts in its place.
+pub trait Posterior {
+    /// `x` `[B,C,S,S]`, `t` `[B]` on a scale of 0..1000, `caption` `[B,D]` to logits `[B,K]`.
+    fn logits(&self, x: &Tensor, t: &Tensor, caption: &Tensor) -> Result<Tensor>;
+}
+
+impl Field for Expert {
+    fn velocity(&self, x: &Tensor, t: &Tensor, text: &Tensor) -> Result<Tensor> {
+        self.forward(x, t, text)
+    }
+}
+
+impl Posterior for Router {
+    fn logits(&self, x: &Tensor, t: &Tensor, caption: &Tensor) -> Result<Tensor> {
+        self.forward(x, t, Some(caption))
+    }
+}
+
 /// The models to draw with. An expert that is missing takes no part; without a router all present experts count alike.
 pub struct Mixture {
+    /// Channels, height and width of what is drawn.
+    pub shape: (usize, usize, usize),
     /// The experts by cluster.
-    pub experts: Vec<Option<Expert>>,
+    pub experts: Vec<Option<Box<dyn Field>>>,
     /// The router.
-    pub router: Option<Router>,
+    pub router: Option<Box<dyn Posterior>>,
 }
 
 /// How many experts draw each picture.
@@ -58,14 +84,15 @@ pub fn sample(
     settings: &SampleSettings,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Tensor> {
-    let Some(shape) = mixture.experts.iter().flatten().next().map(|expert| expert.config().clone()) else {
+    if mixture.experts.iter().flatten().next().is_none() {
         candle_core::bail!("the mixture has no expert");
-    };
+    }
+    let (channels, height, width) = mixture.shape;
     let pictures = text.tokens.dim(0)?;
     let device = text.tokens.device();
     let noise = |index: usize| {
         let mut stream = Stream::seeded(settings.seed, &format!("picture {index}"));
-        stream.normal_tensor((1, shape.channels, shape.size, shape.size), device)
+        stream.normal_tensor((1, channels, height, width), device)
     };
     let mut x = Tensor::cat(&(0..pictures).map(noise).collect::<Result<Vec<_>>>()?, 0)?;
     let mut weights = None;
@@ -89,9 +116,7 @@ impl Mixture {
     pub fn weights(&self, x: &Tensor, t: f64, text: &Text, routing: Routing) -> Result<Vec<Vec<f32>>> {
         let pictures = x.dim(0)?;
         let probabilities = match &self.router {
-            Some(router) => {
-                softmax(&router.forward(x, &times(x, t)?, Some(&text.pooled))?, D::Minus1)?.to_vec2::<f32>()?
-            }
+            Some(router) => softmax(&router.logits(x, &times(x, t)?, &text.pooled)?, D::Minus1)?.to_vec2::<f32>()?,
             None => vec![vec![1.0; self.experts.len()]; pictures],
         };
         let present: Vec<bool> = self.experts.iter().map(Option::is_some).collect();
@@ -122,7 +147,7 @@ impl Mixture {
             let share = Tensor::new(share, device)?.reshape((rows.len(), 1, 1, 1))?;
             let rows = Tensor::new(rows, device)?;
             let (x, tokens) = (x.index_select(&rows, 0)?, text.tokens.index_select(&rows, 0)?);
-            let velocity = guided(expert, &x, t, &tokens, &null.tokens, guidance)?;
+            let velocity = guided(expert.as_ref(), &x, t, &tokens, &null.tokens, guidance)?;
             mixed = mixed.index_add(&rows, &velocity.broadcast_mul(&share)?, 0)?;
         }
         Ok(mixed)
@@ -130,14 +155,14 @@ impl Mixture {
 }
 
 /// v_null + guidance (v_text - v_null), both in one batch.
-fn guided(expert: &Expert, x: &Tensor, t: f64, text: &Tensor, null: &Tensor, guidance: f64) -> Result<Tensor> {
+fn guided(expert: &dyn Field, x: &Tensor, t: f64, text: &Tensor, null: &Tensor, guidance: f64) -> Result<Tensor> {
     if guidance == 1.0 {
-        return expert.forward(x, &times(x, t)?, text);
+        return expert.velocity(x, &times(x, t)?, text);
     }
     let pictures = x.dim(0)?;
     let null = null.broadcast_as(text.shape())?;
     let both = Tensor::cat(&[x, x], 0)?;
-    let velocity = expert.forward(&both, &times(&both, t)?, &Tensor::cat(&[text, &null], 0)?)?;
+    let velocity = expert.velocity(&both, &times(&both, t)?, &Tensor::cat(&[text, &null], 0)?)?;
     let (with, without) = (velocity.narrow(0, 0, pictures)?, velocity.narrow(0, pictures, pictures)?);
     &without + ((with - &without)? * guidance)?
 }

@@ -177,3 +177,112 @@ impl Final {
         self.linear.forward(&modulate(x, &row(modulation, 0)?, &row(modulation, 1)?)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use candle_core::{Device, Var};
+
+    use super::*;
+    use crate::{
+        config::{ExpertConfig, PartConfig},
+        random::Stream,
+    };
+
+    const BATCH: usize = 5;
+    const TOKENS: usize = 6;
+    const WIDTH: usize = 24;
+
+    /// Parameters of one block, all random and none zero, so that no term is hidden.
+    fn parameters() -> (Parameters, BTreeMap<String, Var>) {
+        let config = PartConfig::Expert(ExpertConfig {
+            channels: 3,
+            size: 4,
+            patch: 2,
+            width: WIDTH,
+            depth: 1,
+            heads: 3,
+            text_tokens: 4,
+            text_width: 8,
+        });
+        let mut stream = Stream::seeded(1, "parameters");
+        let mut random =
+            |shape: &Vec<usize>| (stream.normal_tensor(shape.clone(), &Device::Cpu).unwrap() * 0.3).unwrap();
+        let tensors = config.shapes().iter().map(|(name, shape)| (name.clone(), random(shape))).collect();
+        Parameters::from_tensors(&config, &tensors).unwrap().into_variables().unwrap()
+    }
+
+    /// Output and gradients of both forms, on as many threads as there are and on one.
+    fn agree(
+        rows: usize,
+        group: &Var,
+        fused: impl Fn(&Tensor, &Tensor) -> Result<Tensor> + Sync,
+        composed: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
+    ) {
+        let mut stream = Stream::seeded(2, "inputs");
+        let mut random = |rows: usize| {
+            let tensor = stream.normal_tensor((BATCH, rows, WIDTH), &Device::Cpu).unwrap();
+            Var::from_tensor(&tensor).unwrap()
+        };
+        let (x, condition) = (random(TOKENS), random(rows));
+        let run = |f: &(dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + '_)| {
+            let out = f(x.as_tensor(), condition.as_tensor()).unwrap();
+            // A loss whose gradient differs everywhere.
+            let weight = Stream::seeded(3, "weight").normal_tensor(out.shape().clone(), &Device::Cpu).unwrap();
+            let store = (&out * weight).unwrap().sum_all().unwrap().backward().unwrap();
+            let gradient = |variable: &Var| store.get(variable).unwrap().clone();
+            [gradient(&x), gradient(&condition), gradient(group), out]
+        };
+        let expected = run(&composed);
+        let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let three_threads = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        for found in [one_thread.install(|| run(&fused)), three_threads.install(|| run(&fused))] {
+            for ((found, expected), name) in found.iter().zip(&expected).zip(["x", "condition", "group", "output"]) {
+                let largest = |t: Tensor| t.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                let (difference, scale) = (largest((found - expected).unwrap()), largest(expected.clone()));
+                assert!(difference <= 1e-5 * scale, "{name} differs by {difference} of {scale}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_fused_self_attention_is_the_composed_one() {
+        let (parameters, variables) = parameters();
+        let layer = SelfAttention::new(&parameters, "layers.0", 3).unwrap();
+        let group = &variables["layers.0.attn"];
+        agree(3, group, |x, m| layer.forward(x, m), |x, m| layer.composed(x, m));
+    }
+
+    #[test]
+    fn the_fused_cross_attention_is_the_composed_one() {
+        let (parameters, variables) = parameters();
+        let layer = CrossAttention::new(&parameters, "layers.0", 3).unwrap();
+        let group = &variables["layers.0.cross_attn"];
+        agree(4, group, |x, text| layer.forward(x, text), |x, text| layer.composed(x, text));
+    }
+
+    #[test]
+    fn the_fused_mlp_is_the_composed_one() {
+        let (parameters, variables) = parameters();
+        let layer = Mlp::new(&parameters, "layers.0").unwrap();
+        agree(3, &variables["layers.0.mlp"], |x, m| layer.forward(x, m), |x, m| layer.composed(x, m));
+    }
+
+    #[test]
+    fn the_fused_final_layer_is_the_composed_one() {
+        let (parameters, variables) = parameters();
+        let layer = Final::new(&parameters).unwrap();
+        agree(2, &variables["final_layer.linear"], |x, m| layer.forward(x, m), |x, m| layer.composed(x, m));
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        let (parameters, _) = parameters();
+        let layer = Mlp::new(&parameters, "layers.0").unwrap();
+        let tensor = |rows: usize, width: usize| Tensor::zeros((2, rows, width), candle_core::DType::F32, &Device::Cpu);
+        let error = layer.forward(&tensor(6, 16).unwrap(), &tensor(3, 16).unwrap()).unwrap_err();
+        assert!(error.to_string().contains("mlp of x [2, 6, 16]"), "{error}");
+        assert!(layer.forward(&tensor(6, WIDTH).unwrap(), &tensor(2, WIDTH).unwrap()).is_err());
+    }
+}

@@ -47,9 +47,9 @@ impl Drawing {
             let parameters = load(&manifest, part, assembled)?;
             match (part, recipe::part_config(&manifest, part)) {
                 (Part::Expert(cluster), PartConfig::Expert(config)) => {
-                    mixture.experts[usize::from(cluster)] = Some(Expert::new(&config, &parameters)?);
+                    mixture.experts[usize::from(cluster)] = Some(Box::new(Expert::new(&config, &parameters)?));
                 }
-                (_, PartConfig::Router(config)) => mixture.router = Some(Router::new(&config, &parameters)?),
+                (_, PartConfig::Router(config)) => mixture.router = Some(Box::new(Router::new(&config, &parameters)?)),
                 _ => bail!("the manifest gives {part} the shape of another part"),
             }
             used.push(assembled.clone());

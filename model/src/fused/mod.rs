@@ -32,6 +32,9 @@ pub(crate) trait Sublayer: Send + Sync + 'static {
     /// Its name in errors.
     const NAME: &'static str;
 
+    /// Rows that its condition must have; none where any number will do.
+    fn condition_rows(&self) -> Option<usize>;
+
     /// Numbers of a token in the output.
     fn output_width(&self, width: usize) -> usize {
         width
@@ -88,7 +91,9 @@ impl<S: Sublayer> Fused<S> {
     fn shape(&self, x: &[usize], condition: &[usize], group: usize) -> Result<Shape> {
         match (x, condition) {
             ([batch, tokens, width], [other_batch, rows, other_width])
-                if (batch, width) == (other_batch, other_width) && group == self.sublayer.group_size(*width) =>
+                if (batch, width) == (other_batch, other_width)
+                    && self.sublayer.condition_rows().is_none_or(|needed| needed == *rows)
+                    && group == self.sublayer.group_size(*width) =>
             {
                 Ok(Shape { tokens: *tokens, condition: *rows, width: *width })
             }

@@ -100,6 +100,10 @@ impl Sublayer for SelfAttention {
     type Saved = (Vec<f32>, attention::Saved);
     const NAME: &'static str = "self-attention";
 
+    fn condition_rows(&self) -> Option<usize> {
+        Some(3)
+    }
+
     fn group_size(&self, width: usize) -> usize {
         attention::group_size(width)
     }
@@ -142,6 +146,10 @@ impl Sublayer for CrossAttention {
     type Saved = attention::Saved;
     const NAME: &'static str = "cross-attention";
 
+    fn condition_rows(&self) -> Option<usize> {
+        None
+    }
+
     fn group_size(&self, width: usize) -> usize {
         attention::group_size(width)
     }
@@ -183,6 +191,10 @@ impl Sublayer for Mlp {
     /// What the GELU reads, and the output before the gate.
     type Saved = (Vec<f32>, Vec<f32>);
     const NAME: &'static str = "mlp";
+
+    fn condition_rows(&self) -> Option<usize> {
+        Some(3)
+    }
 
     fn group_size(&self, width: usize) -> usize {
         linear::size(width, 4 * width) + linear::size(4 * width, width)
@@ -233,6 +245,10 @@ impl Sublayer for Mlp {
 impl Sublayer for Final {
     type Saved = ();
     const NAME: &'static str = "final layer";
+
+    fn condition_rows(&self) -> Option<usize> {
+        Some(2)
+    }
 
     fn output_width(&self, _width: usize) -> usize {
         self.output

@@ -1,0 +1,197 @@
+//! The identities that mixed sampling must keep, on fields whose answer is known.
+
+use candle_core::{Device, Result, Tensor};
+use paris_model::{
+    batch::Text,
+    sampler::{Field, Mixture, Posterior, Reroute, Routing, SampleSettings, sample},
+};
+
+/// The flow of a Gaussian N(mean, deviation^2) in every number: x_t = (1 - t) x_0 + t eps has a velocity in closed form.
+#[derive(Clone, Copy)]
+struct Gaussian {
+    mean: f64,
+    deviation: f64,
+}
+
+impl Gaussian {
+    /// E[eps - x_0 | x_t = x], x_0 ~ N(mean, deviation^2).
+    fn velocity(self, x: f64, t: f64) -> f64 {
+        let variance = ((1.0 - t) * self.deviation).powi(2) + t * t;
+        let from_centre = (x - (1.0 - t) * self.mean) / variance;
+        t * from_centre - (self.mean + (1.0 - t) * self.deviation.powi(2) * from_centre)
+    }
+
+    /// The logarithm of x_t's density, up to a constant.
+    fn log_density(self, x: f64, t: f64) -> f64 {
+        let variance = ((1.0 - t) * self.deviation).powi(2) + t * t;
+        -0.5 * (x - (1.0 - t) * self.mean).powi(2) / variance - 0.5 * variance.ln()
+    }
+}
+
+/// Applies a function of (x, t in 0..1) to every number of a batch.
+fn pointwise(x: &Tensor, t: &Tensor, f: impl Fn(f64, f64) -> f64) -> Result<Tensor> {
+    let times = t.to_vec1::<f32>()?;
+    let mut out = Vec::new();
+    for (row, t) in x.flatten_from(1)?.to_vec2::<f32>()?.iter().zip(times) {
+        out.extend(row.iter().map(|x| f(f64::from(*x), f64::from(t) / 1000.0) as f32));
+    }
+    Tensor::from_vec(out, x.shape(), x.device())
+}
+
+impl Field for Gaussian {
+    /// The caption's first number moves the mean, so that guidance has an effect.
+    fn velocity(&self, x: &Tensor, t: &Tensor, text: &Tensor) -> Result<Tensor> {
+        let shifts = text.flatten_from(1)?.narrow(1, 0, 1)?.flatten_all()?.to_vec1::<f32>()?;
+        let mut rows = Vec::new();
+        for (row, shift) in shifts.into_iter().enumerate() {
+            let moved = Gaussian { mean: self.mean + f64::from(shift), ..*self };
+            rows.push(pointwise(&x.narrow(0, row, 1)?, &t.narrow(0, row, 1)?, |x, t| moved.velocity(x, t))?);
+        }
+        Tensor::cat(&rows, 0)
+    }
+}
+
+/// p(cluster | x_t) of Gaussians of equal weight; pictures are one number.
+struct Exact(Vec<Gaussian>);
+
+impl Posterior for Exact {
+    fn logits(&self, x: &Tensor, t: &Tensor, _caption: &Tensor) -> Result<Tensor> {
+        let columns = self.0.iter().map(|it| pointwise(x, t, |x, t| it.log_density(x, t))?.reshape(((), 1)));
+        Tensor::cat(&columns.collect::<Result<Vec<_>>>()?, 1)
+    }
+}
+
+const CLUSTERS: [Gaussian; 3] = [
+    Gaussian { mean: -2.0, deviation: 0.3 },
+    Gaussian { mean: 0.5, deviation: 0.5 },
+    Gaussian { mean: 3.0, deviation: 0.2 },
+];
+
+fn mixture(experts: &[Option<Gaussian>], router: bool) -> Mixture {
+    let field = |expert: &Option<Gaussian>| expert.map(|it| Box::new(it) as Box<dyn Field>);
+    let posterior = Exact(CLUSTERS.to_vec());
+    Mixture {
+        shape: (1, 1, 1),
+        experts: experts.iter().map(field).collect(),
+        router: router.then(|| Box::new(posterior) as Box<dyn Posterior>),
+    }
+}
+
+/// Captions whose only token is a shift.
+fn captions(shifts: &[f32]) -> Text {
+    let tokens = Tensor::from_slice(shifts, (shifts.len(), 1, 1), &Device::Cpu).unwrap();
+    Text { pooled: tokens.squeeze(1).unwrap(), tokens }
+}
+
+fn settings(routing: Routing, guidance: f64) -> SampleSettings {
+    SampleSettings { steps: 12, guidance, routing, reroute: Reroute::EveryStep, seed: 5 }
+}
+
+fn draw(mixture: &Mixture, text: &Text, settings: SampleSettings) -> Vec<f32> {
+    let drawn = sample(mixture, text, &captions(&[0.0]), &settings, &mut |_, _| {}).unwrap();
+    drawn.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+const ROUTINGS: [Routing; 4] = [Routing::Top(1), Routing::Top(2), Routing::Top(3), Routing::Full];
+
+#[test]
+fn the_mixture_of_exact_fields_is_the_field_of_the_mixture() {
+    // The velocity of the whole data by its definition: the posterior mean over a fine grid of x_0, not over clusters.
+    let whole = |x: f64, t: f64| {
+        let (mut weight, mut sum) = (0.0, 0.0);
+        for index in 0..80_000 {
+            let x0 = -6.0 + index as f64 * 12.0 / 80_000.0;
+            let density = CLUSTERS
+                .iter()
+                .map(|it| (-0.5 * ((x0 - it.mean) / it.deviation).powi(2)).exp() / it.deviation)
+                .sum::<f64>();
+            let eps = (x - (1.0 - t) * x0) / t;
+            let joint = density * (-0.5 * eps * eps).exp();
+            weight += joint;
+            sum += joint * (eps - x0);
+        }
+        sum / weight
+    };
+    let mixture = mixture(&CLUSTERS.map(Some), true);
+    let points = [-2.5f32, -0.4, 0.1, 1.7, 2.9];
+    let x = Tensor::from_slice(&points, (points.len(), 1, 1, 1), &Device::Cpu).unwrap();
+    let text = captions(&[0.0; 5]);
+    for t in [0.2, 0.5, 0.9] {
+        let weights = mixture.weights(&x, t, &text, Routing::Full).unwrap();
+        let mixed = mixture.velocity(&x, t, &text, &captions(&[0.0]), 1.0, &weights).unwrap();
+        for (point, mixed) in points.iter().zip(mixed.flatten_all().unwrap().to_vec1::<f32>().unwrap()) {
+            let expected = whole(f64::from(*point), t);
+            assert!((f64::from(mixed) - expected).abs() < 1e-5, "at {point}, {t}: {mixed}, not {expected}");
+        }
+    }
+}
+
+#[test]
+fn samples_of_exact_fields_come_from_their_clusters() {
+    let mixture = mixture(&CLUSTERS.map(Some), true);
+    let settings = SampleSettings { steps: 200, ..settings(Routing::Full, 1.0) };
+    let drawn = draw(&mixture, &captions(&[0.0; 300]), settings);
+    for cluster in CLUSTERS {
+        let near = drawn.iter().filter(|x| (f64::from(**x) - cluster.mean).abs() < 3.0 * cluster.deviation).count();
+        // A third of 300 each; five standard deviations are 41.
+        assert!((59..=141).contains(&near), "{near} samples near {}", cluster.mean);
+    }
+}
+
+#[test]
+fn equal_experts_draw_alike_under_any_routing() {
+    let one = Gaussian { mean: 1.0, deviation: 0.5 };
+    let text = captions(&[0.0, 0.5, -0.5]);
+    let alone = draw(&mixture(&[Some(one)], false), &text, settings(Routing::Full, 3.0));
+    for routing in ROUTINGS {
+        let together = draw(&mixture(&[Some(one); 3], true), &text, settings(routing, 3.0));
+        for (together, alone) in together.iter().zip(&alone) {
+            assert!((together - alone).abs() < 1e-5, "{routing:?}: {together}, alone {alone}");
+        }
+    }
+}
+
+#[test]
+fn guidance_before_mixing_is_guidance_after_mixing() {
+    let mixture = mixture(&CLUSTERS.map(Some), true);
+    let x = Tensor::from_slice(&[0.3f32, -1.0], (2, 1, 1, 1), &Device::Cpu).unwrap();
+    let (text, null) = (captions(&[0.4, -0.2]), captions(&[0.0]));
+    for routing in ROUTINGS {
+        let weights = mixture.weights(&x, 0.6, &text, routing).unwrap();
+        let velocity = |text: &Text, guidance: f64| {
+            let velocity = mixture.velocity(&x, 0.6, text, &null, guidance, &weights).unwrap();
+            velocity.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let (guided, with, without) = (velocity(&text, 3.0), velocity(&text, 1.0), velocity(&captions(&[0.0; 2]), 1.0));
+        for index in 0..2 {
+            let after = without[index] + 3.0 * (with[index] - without[index]);
+            assert!((guided[index] - after).abs() < 1e-5, "{routing:?}: {} and {after}", guided[index]);
+        }
+    }
+}
+
+#[test]
+fn a_picture_depends_on_its_own_caption_only() {
+    let mixture = mixture(&CLUSTERS.map(Some), true);
+    let together = draw(&mixture, &captions(&[0.1, 0.2]), settings(Routing::Top(2), 2.0));
+    let changed = draw(&mixture, &captions(&[0.1, -0.7]), settings(Routing::Top(2), 2.0));
+    assert_eq!(together[0], changed[0]);
+    assert_ne!(together[1], changed[1]);
+    assert_eq!(together, draw(&mixture, &captions(&[0.1, 0.2]), settings(Routing::Top(2), 2.0)), "not reproducible");
+}
+
+#[test]
+fn missing_experts_take_no_part() {
+    let [first, _, last] = CLUSTERS;
+    let text = captions(&[0.0; 4]);
+    let without_middle = mixture(&[Some(first), None, Some(last)], true);
+    let x = Tensor::from_slice(&[0.5f32], (1, 1, 1, 1), &Device::Cpu).unwrap();
+    let weights = without_middle.weights(&x, 0.1, &captions(&[0.0]), Routing::Full).unwrap();
+    assert_eq!(weights[0][1], 0.0);
+    assert!((weights[0].iter().sum::<f32>() - 1.0).abs() < 1e-6);
+    let alone = draw(&mixture(&[Some(first)], false), &text, settings(Routing::Full, 1.0));
+    let only_first = draw(&mixture(&[Some(first), None, None], true), &text, settings(Routing::Full, 1.0));
+    assert_eq!(alone, only_first);
+    let none = sample(&mixture(&[None], true), &text, &captions(&[0.0]), &settings(Routing::Full, 1.0), &mut |_, _| {});
+    assert!(none.unwrap_err().to_string().contains("no expert"));
+}
