@@ -37,7 +37,9 @@ impl Drawing {
     /// Loads every part that is here. Without a single expert there is nothing to draw with; without the router all experts count alike.
     pub fn open(assembly: &Assembly) -> anyhow::Result<Self> {
         let manifest = manifest_of(assembly)?;
-        let mut mixture = Mixture { experts: manifest.clusters.iter().map(|_| None).collect(), router: None };
+        let (channels, size) = (usize::from(manifest.image.channels), usize::from(manifest.image.size));
+        let experts = manifest.clusters.iter().map(|_| None).collect();
+        let mut mixture = Mixture { shape: (channels, size, size), experts, router: None };
         let (mut used, mut missing) = (Vec::new(), Vec::new());
         for part in manifest.parts() {
             let Some(assembled) = assembly.parts.iter().find(|it| it.part == part.name() && it.path.is_some()) else {
