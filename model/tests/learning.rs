@@ -1,0 +1,170 @@
+//! What a run is for, end to end without the network, on the bundled pictures: experts learn their clusters, and their mixture draws.
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use paris_model::{
+    batch::{BatchSource, Text},
+    config::{ExpertConfig, PartConfig, RouterConfig},
+    data::{Dataset, PrepareSettings, ShardInfo, Source, prepare},
+    distance::kernel_distance,
+    expert::Expert,
+    features::{ColourAndEdges, ImageFeatures},
+    parameters::Parameters,
+    router::Router,
+    sampler::{Mixture, Reroute, Routing, SampleSettings, sample},
+    text::{HashedText, TextEncoder},
+    trainer::{TrainSettings, Trainer},
+};
+
+const CLUSTERS: usize = 2;
+const SIDE: usize = 16;
+const TEXT: HashedText = HashedText { tokens: 8, width: 32 };
+const STEPS: usize = 250;
+/// One key for all, so that losses are measured on equal noise.
+const KEY: [u8; 32] = [3; 32];
+
+fn expert() -> PartConfig {
+    PartConfig::Expert(ExpertConfig {
+        channels: 3,
+        size: SIDE,
+        patch: 4,
+        width: 64,
+        depth: 2,
+        heads: 4,
+        text_tokens: TEXT.tokens,
+        text_width: TEXT.width,
+    })
+}
+
+fn router() -> PartConfig {
+    PartConfig::Router(RouterConfig {
+        channels: 3,
+        size: SIDE,
+        patch: 4,
+        width: 48,
+        depth: 1,
+        heads: 4,
+        clusters: CLUSTERS,
+        caption_width: Some(TEXT.width),
+    })
+}
+
+/// The pictures of each cluster: to train on, and held out.
+fn clusters() -> Vec<(Dataset, Dataset)> {
+    let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/emoji32-512.tar");
+    let folder = tempfile::tempdir().unwrap();
+    let settings = PrepareSettings { clusters: CLUSTERS, size: SIDE as u32, ..PrepareSettings::default() };
+    let source = Source::open(&archive).unwrap();
+    let prepared = prepare(&source, folder.path(), &settings, &ColourAndEdges, &mut |_| {}).unwrap();
+    let load = |shards: &[ShardInfo], label: usize| {
+        let shards: Vec<_> = shards.iter().map(|it| (it.load(folder.path()).unwrap(), label as u32)).collect();
+        Dataset::from_shards(&shards, &TEXT).unwrap()
+    };
+    let clusters = prepared.clusters.iter().enumerate();
+    clusters.map(|(label, it)| (load(&it.train, label), load(&it.held_out, label))).collect()
+}
+
+/// All training pictures with their clusters: what the router learns from.
+struct All<'a>(Vec<&'a Dataset>);
+
+impl BatchSource for All<'_> {
+    fn len(&self) -> usize {
+        self.0.iter().map(|it| it.len()).sum()
+    }
+
+    fn batch(&self, indices: &[usize], device: &Device) -> candle_core::Result<paris_model::batch::Batch> {
+        let mut rows = Vec::new();
+        for index in indices {
+            let mut index = *index;
+            let owner = self.0.iter().find(|it| {
+                let inside = index < it.len();
+                if !inside {
+                    index -= it.len();
+                }
+                inside
+            });
+            rows.push(owner.expect("an index below the length").batch(&[index], device)?);
+        }
+        let cat = |part: fn(&paris_model::batch::Batch) -> &Tensor| {
+            Tensor::cat(&rows.iter().map(part).collect::<Vec<_>>(), 0)
+        };
+        Ok(paris_model::batch::Batch {
+            images: cat(|it| &it.images)?,
+            text: Text { tokens: cat(|it| &it.text.tokens)?, pooled: cat(|it| &it.text.pooled)? },
+            labels: cat(|it| &it.labels)?,
+        })
+    }
+}
+
+fn trainer(config: PartConfig) -> Trainer {
+    let settings = TrainSettings {
+        batch: 32,
+        learning_rate: 2e-3,
+        warmup_steps: 20,
+        clip: 1.0,
+        ema_decay: 0.98,
+        caption_drop: 0.1,
+    };
+    Trainer::new(config, settings, &KEY, &TEXT.encode(&[""], &Device::Cpu).unwrap(), &Device::Cpu).unwrap()
+}
+
+fn mixture(experts: &[Trainer], router: &Trainer) -> Mixture {
+    let weights = |config: &PartConfig, trainer: &Trainer| {
+        Parameters::load(config, &trainer.weights().unwrap(), &Device::Cpu).unwrap()
+    };
+    let (PartConfig::Expert(expert), PartConfig::Router(router_config)) = (self::expert(), self::router()) else {
+        unreachable!("made above")
+    };
+    let open = |trainer| Some(Box::new(Expert::new(&expert, &weights(&self::expert(), trainer)).unwrap()) as Box<_>);
+    let router = Router::new(&router_config, &weights(&self::router(), router)).unwrap();
+    Mixture { shape: (3, SIDE, SIDE), experts: experts.iter().map(open).collect(), router: Some(Box::new(router)) }
+}
+
+#[test]
+fn experts_learn_their_clusters_and_their_mixture_draws_pictures_like_the_held_out_ones() {
+    let data = clusters();
+    let mut experts: Vec<Trainer> = (0..CLUSTERS).map(|_| trainer(expert())).collect();
+    let mut router = trainer(router());
+    let untrained = mixture(&experts, &router);
+    let held_out_loss =
+        |trainer: &Trainer, cluster: usize| trainer.held_out_loss(&data[cluster].1, usize::MAX).unwrap();
+
+    for (cluster, expert) in experts.iter_mut().enumerate() {
+        let before = held_out_loss(expert, cluster);
+        for _ in 0..STEPS {
+            expert.step(&data[cluster].0).unwrap();
+        }
+        let after = held_out_loss(expert, cluster);
+        println!("expert {cluster}: held-out loss {before} to {after}");
+        assert!(after < 0.5 * before);
+    }
+    for own in 0..CLUSTERS {
+        for other in (0..CLUSTERS).filter(|other| *other != own) {
+            let (expert, stranger) = (held_out_loss(&experts[own], own), held_out_loss(&experts[other], own));
+            println!("cluster {own}: its expert {expert}, expert {other} {stranger}");
+            assert!(expert < stranger, "the expert of cluster {own} is beaten on its own pictures");
+        }
+    }
+
+    let all = All(data.iter().map(|(train, _)| train).collect());
+    for _ in 0..STEPS / 2 {
+        router.step(&all).unwrap();
+    }
+    let held_out: Vec<_> = data.iter().map(|(_, held_out)| held_out).collect();
+    let pictures = |it: &Dataset| it.batch(&(0..it.len()).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+    let real = Tensor::cat(&held_out.iter().map(|it| pictures(it).images).collect::<Vec<_>>(), 0).unwrap();
+    let captions: Vec<&str> =
+        held_out.iter().flat_map(|it| (0..it.len()).filter_map(|index| it.caption(index))).collect();
+    let settings =
+        SampleSettings { steps: 12, guidance: 2.0, routing: Routing::Top(2), reroute: Reroute::EveryStep, seed: 1 };
+    let distance = |mixture: &Mixture| {
+        let encode = |captions: &[&str]| TEXT.encode(captions, &Device::Cpu).unwrap();
+        let drawn = sample(mixture, &encode(&captions), &encode(&[""]), &settings, &mut |_, _| {}).unwrap();
+        let features = |pictures: &Tensor| ColourAndEdges.extract(pictures).unwrap();
+        kernel_distance(&features(&drawn), &features(&real)).unwrap()
+    };
+    let (before, after) = (distance(&untrained), distance(&mixture(&experts, &router)));
+    println!("kernel distance to {} held-out pictures: untrained {before:e}, trained {after:e}", captions.len());
+    assert!(after < 0.2 * before);
+}
