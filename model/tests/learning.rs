@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use paris_model::{
-    batch::{BatchSource, Text},
+    batch::BatchSource,
     config::{ExpertConfig, PartConfig, RouterConfig},
     data::{Dataset, PrepareSettings, ShardInfo, Source, prepare},
     distance::kernel_distance,
@@ -50,51 +50,31 @@ fn router() -> PartConfig {
     })
 }
 
-/// The pictures of each cluster: to train on, and held out.
-fn clusters() -> Vec<(Dataset, Dataset)> {
+/// Pictures to train on and held out.
+struct Pictures {
+    train: Dataset,
+    held_out: Dataset,
+}
+
+/// The bundled pictures: of each cluster, and of all.
+fn pictures() -> (Vec<Pictures>, Pictures) {
     let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/emoji32-512.tar");
     let folder = tempfile::tempdir().unwrap();
     let settings = PrepareSettings { clusters: CLUSTERS, size: SIDE as u32, ..PrepareSettings::default() };
     let source = Source::open(&archive).unwrap();
     let prepared = prepare(&source, folder.path(), &settings, &ColourAndEdges, &mut |_| {}).unwrap();
-    let load = |shards: &[ShardInfo], label: usize| {
-        let shards: Vec<_> = shards.iter().map(|it| (it.load(folder.path()).unwrap(), label as u32)).collect();
-        Dataset::from_shards(&shards, &TEXT).unwrap()
+    let load = |shards: &[ShardInfo], label: u32| -> Vec<(Vec<u8>, u32)> {
+        shards.iter().map(|it| (it.load(folder.path()).unwrap(), label)).collect()
     };
-    let clusters = prepared.clusters.iter().enumerate();
-    clusters.map(|(label, it)| (load(&it.train, label), load(&it.held_out, label))).collect()
-}
-
-/// All training pictures with their clusters: what the router learns from.
-struct All<'a>(Vec<&'a Dataset>);
-
-impl BatchSource for All<'_> {
-    fn len(&self) -> usize {
-        self.0.iter().map(|it| it.len()).sum()
+    let read = |shards: &[(Vec<u8>, u32)]| Dataset::from_shards(shards, &TEXT).unwrap();
+    let (mut clusters, mut all_train, mut all_held_out) = (Vec::new(), Vec::new(), Vec::new());
+    for (cluster, label) in prepared.clusters.iter().zip(0..) {
+        let (train, held_out) = (load(&cluster.train, label), load(&cluster.held_out, label));
+        clusters.push(Pictures { train: read(&train), held_out: read(&held_out) });
+        all_train.extend(train);
+        all_held_out.extend(held_out);
     }
-
-    fn batch(&self, indices: &[usize], device: &Device) -> candle_core::Result<paris_model::batch::Batch> {
-        let mut rows = Vec::new();
-        for index in indices {
-            let mut index = *index;
-            let owner = self.0.iter().find(|it| {
-                let inside = index < it.len();
-                if !inside {
-                    index -= it.len();
-                }
-                inside
-            });
-            rows.push(owner.expect("an index below the length").batch(&[index], device)?);
-        }
-        let cat = |part: fn(&paris_model::batch::Batch) -> &Tensor| {
-            Tensor::cat(&rows.iter().map(part).collect::<Vec<_>>(), 0)
-        };
-        Ok(paris_model::batch::Batch {
-            images: cat(|it| &it.images)?,
-            text: Text { tokens: cat(|it| &it.text.tokens)?, pooled: cat(|it| &it.text.pooled)? },
-            labels: cat(|it| &it.labels)?,
-        })
-    }
+    (clusters, Pictures { train: read(&all_train), held_out: read(&all_held_out) })
 }
 
 fn trainer(config: PartConfig) -> Trainer {
@@ -123,17 +103,17 @@ fn mixture(experts: &[Trainer], router: &Trainer) -> Mixture {
 
 #[test]
 fn experts_learn_their_clusters_and_their_mixture_draws_pictures_like_the_held_out_ones() {
-    let data = clusters();
+    let (clusters, all) = pictures();
     let mut experts: Vec<Trainer> = (0..CLUSTERS).map(|_| trainer(expert())).collect();
     let mut router = trainer(router());
     let untrained = mixture(&experts, &router);
     let held_out_loss =
-        |trainer: &Trainer, cluster: usize| trainer.held_out_loss(&data[cluster].1, usize::MAX).unwrap();
+        |trainer: &Trainer, cluster: usize| trainer.held_out_loss(&clusters[cluster].held_out, usize::MAX).unwrap();
 
     for (cluster, expert) in experts.iter_mut().enumerate() {
         let before = held_out_loss(expert, cluster);
         for _ in 0..STEPS {
-            expert.step(&data[cluster].0).unwrap();
+            expert.step(&clusters[cluster].train).unwrap();
         }
         let after = held_out_loss(expert, cluster);
         println!("expert {cluster}: held-out loss {before} to {after}");
@@ -147,15 +127,12 @@ fn experts_learn_their_clusters_and_their_mixture_draws_pictures_like_the_held_o
         }
     }
 
-    let all = All(data.iter().map(|(train, _)| train).collect());
     for _ in 0..STEPS / 2 {
-        router.step(&all).unwrap();
+        router.step(&all.train).unwrap();
     }
-    let held_out: Vec<_> = data.iter().map(|(_, held_out)| held_out).collect();
-    let pictures = |it: &Dataset| it.batch(&(0..it.len()).collect::<Vec<_>>(), &Device::Cpu).unwrap();
-    let real = Tensor::cat(&held_out.iter().map(|it| pictures(it).images).collect::<Vec<_>>(), 0).unwrap();
-    let captions: Vec<&str> =
-        held_out.iter().flat_map(|it| (0..it.len()).filter_map(|index| it.caption(index))).collect();
+    let indices: Vec<usize> = (0..all.held_out.len()).collect();
+    let real = all.held_out.batch(&indices, &Device::Cpu).unwrap().images;
+    let captions: Vec<&str> = indices.iter().filter_map(|index| all.held_out.caption(*index)).collect();
     let settings =
         SampleSettings { steps: 12, guidance: 2.0, routing: Routing::Top(2), reroute: Reroute::EveryStep, seed: 1 };
     let distance = |mixture: &Mixture| {
