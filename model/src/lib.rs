@@ -16,6 +16,7 @@ mod fused;
 pub mod grid;
 mod host;
 pub mod image_codec;
+pub mod machine;
 pub mod optimizer;
 pub mod parameters;
 pub mod parity;

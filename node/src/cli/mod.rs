@@ -1,5 +1,6 @@
 //! The command line of `paris-node`, a command per file.
 
+mod bench;
 mod data;
 mod init;
 mod join;
@@ -60,6 +61,8 @@ enum Command {
     Run(run::Run),
     Status(status::StatusCommand),
     Sample(sample::Sample),
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
 }
 
 /// Runs the program with its command line, the first argument being its name.
@@ -83,6 +86,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             Command::Run(command) => command.run(dir).await,
             Command::Status(command) => command.run(&dir).await,
             Command::Sample(command) => command.run(dir).await,
+            Command::Bench(command) => command.run(),
         }
     });
     // Whatever still runs in the background must not hold the process.
