@@ -306,11 +306,20 @@ impl Driver {
         }
     }
 
-    /// A stopping node waits for the last checkpoints of its trainers, but not for ever.
+    /// A stopping node waits for the last checkpoints of its trainers, and until a peer has fetched them, but not for ever.
     fn has_stopped(&self) -> bool {
         let Some(since) = self.stopping else { return false };
         let idle = self.training.is_empty() && self.tasks.is_empty() && self.trainer_events.is_empty();
-        idle || self.now() > since + STOP_PATIENCE
+        (idle && self.has_handed_over()) || self.now() > since + STOP_PATIENCE
+    }
+
+    /// True if every part's best checkpoint that was made here is held by some other node too, or there is no other node.
+    fn has_handed_over(&self) -> bool {
+        let alone = self.agent.peers().values().all(|peer| peer.presence.capacity == 0);
+        let mine = |checkpoint: &&Verified<Checkpoint>| checkpoint.author() == self.agent.id();
+        let best = self.agent.manifest().parts().filter_map(|part| self.agent.best(part)).filter(mine);
+        let held_elsewhere = |id| self.agent.holders(id) > usize::from(self.agent.holds(id));
+        alone || best.map(|checkpoint| checkpoint.id()).all(held_elsewhere)
     }
 
     fn assembly(&self) -> Assembly {

@@ -1,0 +1,174 @@
+//! A network of real processes on loopback: ownership, takeover, late joiners, and two nodes on one directory.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use paris_node::status::{PartStatus, Status};
+use paris_testnet::process::NodeProcess;
+
+/// Generous, since the machine may be busy: a condition is waited for, never a time.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A run with two tiny experts, and nodes that do not run yet; the first is the organiser.
+struct Network {
+    folder: tempfile::TempDir,
+    nodes: Vec<NodeProcess>,
+}
+
+impl Network {
+    fn new(count: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let nodes: Vec<_> = (0..count).map(|number| node(folder.path(), &format!("node-{number}"))).collect();
+        let pictures = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/emoji32-512.tar");
+        let prepared = folder.path().join("prepared");
+        let prepared = prepared.to_str().unwrap();
+        nodes[0].answer(["data", "prepare", pictures, "--out", prepared, "--size", "8", "--clusters", "2"]).unwrap();
+        let models = ["--width", "32", "--depth", "2", "--heads", "2", "--router-width", "32", "--router-depth", "1"];
+        let times = ["--heartbeat-ms", "500", "--ttl-ms", "4000", "--checkpoint-ms", "1000"];
+        let mut new = vec!["manifest", "new", "--data", prepared];
+        new.extend(models.into_iter().chain(times).chain(["--batch", "16", "--ema", "0.99"]));
+        nodes[0].answer(new).unwrap();
+        Self { folder, nodes }
+    }
+
+    /// Starts the organiser, then lets the others join by its ticket and start.
+    fn start(&mut self) {
+        self.nodes[0].run(&[]).unwrap();
+        let ticket = self.ticket();
+        for node in &mut self.nodes[1..] {
+            node.answer(["join", &ticket]).unwrap();
+            node.run(&[]).unwrap();
+        }
+    }
+
+    fn ticket(&mut self) -> String {
+        self.wait_until("it has a ticket", |status| status.ticket.is_some()).ticket.unwrap()
+    }
+
+    /// Waits for the organiser to see what is asked for.
+    fn wait_until(&mut self, what: &str, condition: impl FnMut(&Status) -> bool) -> Status {
+        self.nodes[0].wait_until(what, PATIENCE, condition).unwrap()
+    }
+
+    fn id(&self, index: usize) -> String {
+        self.nodes[index].dir().keypair().unwrap().id().to_string()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+fn node(root: &Path, name: &str) -> NodeProcess {
+    NodeProcess::new(Path::new(env!("CARGO_BIN_EXE_paris-testnet")), root, name).unwrap()
+}
+
+fn all_owned(status: &Status) -> bool {
+    status.parts.iter().all(|part| part.owner.is_some() && part.owner_is_live)
+}
+
+fn owners(status: &Status) -> Vec<Option<String>> {
+    status.parts.iter().map(|part| part.owner.clone()).collect()
+}
+
+fn part<'a>(status: &'a Status, name: &str) -> &'a PartStatus {
+    status.parts.iter().find(|part| part.part == name).unwrap()
+}
+
+fn is_replicated(part: &PartStatus) -> bool {
+    part.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.holders >= 2 && checkpoint.step > 0)
+}
+
+#[test]
+fn parts_are_owned_once_and_a_killed_owners_part_goes_on_from_its_checkpoint() {
+    let mut network = Network::new(3);
+    network.start();
+    let seen = network.wait_until("every node owns one part", |status| {
+        let mut owners = owners(status);
+        owners.sort();
+        owners.dedup();
+        all_owned(status) && owners.len() == 3
+    });
+    for node in &mut network.nodes[1..] {
+        node.wait_until("it sees the same owners", PATIENCE, |status| owners(status) == owners(&seen)).unwrap();
+    }
+
+    // Kill an owner that is not the organiser, once its work is held elsewhere.
+    let replicated = |status: &Status| status.parts.iter().all(is_replicated);
+    let status = network.wait_until("every checkpoint is replicated", replicated);
+    let lost = status.parts.iter().find(|part| part.owner.as_deref() != Some(&network.id(0))).unwrap().clone();
+    let victim = (1..3).find(|index| lost.owner.as_deref() == Some(&network.id(*index))).unwrap();
+    network.nodes[victim].kill().unwrap();
+    let before = lost.checkpoint.unwrap();
+
+    let after = network.wait_until("another node owns the part and has published", |status| {
+        let part = part(status, &lost.part);
+        part.term > lost.term && part.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.term > lost.term)
+    });
+    let after = part(&after, &lost.part).checkpoint.clone().unwrap();
+    assert!(after.step >= before.step, "went on from step {} at least, not from {}", before.step, after.step);
+    let allowed = before.held_out_loss * 1.1 + 0.02;
+    assert!(after.held_out_loss <= allowed, "loss {} is in line with {}", after.held_out_loss, before.held_out_loss);
+
+    // The killed node comes back on the same directory and takes part again.
+    network.nodes[victim].run(&[]).unwrap();
+    network.nodes[victim].wait_until("it sees every part owned", PATIENCE, all_owned).unwrap();
+}
+
+#[test]
+fn a_late_joiner_that_trains_nothing_draws_with_every_expert() {
+    let mut network = Network::new(2);
+    network.start();
+    let published = |status: &Status| status.parts.iter().all(|part| part.checkpoint.is_some());
+    network.wait_until("every part has a checkpoint", published);
+    let ticket = network.ticket();
+    let artist = node(network.folder.path(), "artist");
+    artist.answer(["join", &ticket]).unwrap();
+    let out = network.path("drawn.png");
+    let sample = ["sample", "a red heart", "a flag", "-n", "2", "--steps", "4", "--out", out.to_str().unwrap()];
+    let output = artist.call(sample).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(["expert-0", "expert-1", "router"].iter().all(|part| said.contains(part)), "{said}");
+    assert!(!said.contains("missing"), "{said}");
+    assert_eq!(&std::fs::read(&out).unwrap()[..8], b"\x89PNG\r\n\x1a\n");
+
+    // A node that runs draws as well, through its local API.
+    let out = network.path("drawn-by-a-trainer.png");
+    let sample = ["sample", "a red heart", "-n", "1", "--steps", "2", "--out", out.to_str().unwrap()];
+    network.nodes[1].answer(sample).unwrap();
+    assert!(out.exists());
+
+    // And without the network, the artist knows what it knew.
+    let status: Status = serde_json::from_str(&artist.answer(["status", "--json"]).unwrap()).unwrap();
+    let held = |part: &PartStatus| part.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.held_here);
+    assert!(!status.running && status.parts.iter().all(held));
+}
+
+#[test]
+fn a_second_node_on_one_directory_says_why_it_will_not_start() {
+    let mut network = Network::new(1);
+    network.start();
+    network.ticket();
+    let second = network.nodes[0].call(["run", "--host", "127.0.0.1", "--port", "0"]).unwrap();
+    assert_eq!(second.status.code(), Some(3));
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(said.contains("in use by another paris-node") && said.contains("--data-dir"), "{said}");
+    assert!(network.nodes[0].is_running());
+}
+
+#[test]
+fn a_node_that_is_asked_to_stop_hands_its_parts_and_its_work_over() {
+    let mut network = Network::new(2);
+    network.start();
+    let (stays, leaver) = (network.id(0), network.id(1));
+    network.wait_until("both own parts", |status| all_owned(status) && owners(status).contains(&Some(leaver.clone())));
+    network.nodes[1].stop().unwrap();
+    let status = network.wait_until("the other node owns everything", |status| {
+        owners(status).iter().all(|owner| owner.as_ref() == Some(&stays))
+    });
+    let lost = |part: &PartStatus| part.checkpoint.as_ref().is_some_and(|checkpoint| !checkpoint.held_here);
+    assert!(!status.parts.iter().any(lost), "{status}");
+}
