@@ -25,9 +25,9 @@ pub struct Drawing {
     missing: Vec<Part>,
 }
 
-/// The manifest that an assembly carries.
-pub fn manifest_of(assembly: &Assembly) -> anyhow::Result<Manifest> {
-    let digits = assembly.manifest.as_bytes();
+/// A manifest from hexadecimal, as the local API gives it.
+pub fn manifest_from_hex(text: &str) -> anyhow::Result<Manifest> {
+    let digits = text.as_bytes();
     let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     let bytes: Option<Vec<u8>> = digits.chunks(2).map(byte).collect();
     Ok(Manifest::read(&bytes.context("the node sent a manifest that is no hexadecimal")?)?)
@@ -36,7 +36,7 @@ pub fn manifest_of(assembly: &Assembly) -> anyhow::Result<Manifest> {
 impl Drawing {
     /// Loads every part that is here. Without a single expert there is nothing to draw with; without the router all experts count alike.
     pub fn open(assembly: &Assembly) -> anyhow::Result<Self> {
-        let manifest = manifest_of(assembly)?;
+        let manifest = manifest_from_hex(&assembly.manifest)?;
         let mut mixture = Mixture { experts: manifest.clusters.iter().map(|_| None).collect(), router: None };
         let (mut used, mut missing) = (Vec::new(), Vec::new());
         for part in manifest.parts() {

@@ -19,6 +19,7 @@ use crate::{
     api::Client,
     blobs::{Blobs, BlobsConfig},
     runtime::{MANIFEST_TAG, recipe, shard_tag},
+    sampling::manifest_from_hex,
     store::{DataDir, Database},
 };
 
@@ -229,8 +230,8 @@ impl Inspect {
     async fn run(self, dir: &DataDir) -> anyhow::Result<()> {
         let (manifest, ticket) = match Client::of(dir) {
             Some(client) => {
-                let (assembly, status) = (client.assembly().await?, client.status().await?);
-                (crate::sampling::manifest_of(&assembly)?, status.ticket.unwrap_or_default())
+                let (manifest, status) = (client.manifest_hex().await?, client.status().await?);
+                (manifest_from_hex(&manifest)?, status.ticket.unwrap_or_default())
             }
             None => stored(dir)?,
         };

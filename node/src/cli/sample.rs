@@ -18,7 +18,7 @@ use paris_model::{
 use crate::{
     api::Client,
     runtime::{Assembly, Node, NodeConfig},
-    sampling::{Drawing, manifest_of},
+    sampling::{Drawing, manifest_from_hex},
     store::DataDir,
 };
 
@@ -127,7 +127,7 @@ impl Sample {
     async fn wait_for(&self, ask: impl AsyncFn() -> anyhow::Result<Assembly>) -> anyhow::Result<Assembly> {
         let until = Instant::now() + Duration::from_secs(self.wait);
         let mut assembly = ask().await?;
-        let parts = manifest_of(&assembly)?.parts().count();
+        let parts = manifest_from_hex(&assembly.manifest)?.parts().count();
         let bar = bar("fetching checkpoints {wide_bar} {pos}/{len} parts", parts as u64)?;
         loop {
             let here = assembly.parts.iter().filter(|part| part.path.is_some()).count();

@@ -24,13 +24,15 @@ use super::{
 use crate::{
     network::{Network, NetworkEvent},
     status::{CheckpointStatus, PartStatus, Status},
-    store::Database,
+    store::{Database, DatabaseError, HeldOutLoss},
 };
 
 /// Trainer events that may wait for the driver.
 const TRAINER_EVENTS_MAX: usize = 32;
 /// How long trainers may take for their last checkpoint when the node stops.
 const STOP_PATIENCE: Time = Time::from_secs(25);
+/// Between two looks at the held-out losses.
+const LOOK_EVERY: Time = Time::from_secs(1);
 
 /// What a background task brought.
 enum Done {
@@ -59,6 +61,10 @@ pub(super) struct Driver {
     to_driver: mpsc::Sender<TrainerEvent>,
     training: HashMap<Part, Training>,
     tasks: JoinSet<Done>,
+    /// The earliest held-out loss known of each part.
+    first_losses: HashMap<Part, HeldOutLoss>,
+    /// When to look for earlier ones.
+    next_look: Time,
     started: Instant,
     /// Since when the node is stopping.
     stopping: Option<Time>,
@@ -72,9 +78,10 @@ impl Driver {
         network_events: mpsc::Receiver<NetworkEvent>,
         work: BlobWork,
         calls: mpsc::Receiver<Call>,
-    ) -> Self {
+    ) -> Result<Self, DatabaseError> {
         let (to_driver, trainer_events) = mpsc::channel(TRAINER_EVENTS_MAX);
-        Self {
+        let first_losses = database.first_losses(agent.run(), agent.manifest().parts())?;
+        Ok(Self {
             agent,
             database,
             network,
@@ -85,9 +92,11 @@ impl Driver {
             to_driver,
             training: HashMap::new(),
             tasks: JoinSet::new(),
+            first_losses,
+            next_look: Time::ZERO,
             started: Instant::now(),
             stopping: None,
-        }
+        })
     }
 
     /// Runs until the node is told to stop, or must.
@@ -134,6 +143,9 @@ impl Driver {
         self.agent.tick(self.now());
         for action in self.agent.take_actions() {
             self.carry_out(action).await?;
+        }
+        if self.now() >= self.next_look {
+            self.note_losses()?;
         }
         Ok(())
     }
@@ -359,27 +371,39 @@ impl Driver {
 
     fn part_status(&self, part: Part) -> PartStatus {
         let agent = &self.agent;
-        let claim = agent.register().current(part);
         let progress = agent.progress(part);
-        let checkpoint = agent.best(part).map(|best| CheckpointStatus {
-            id: best.id().0.to_string(),
-            step: best.step,
-            term: best.term,
-            author: best.author().to_string(),
-            held_out_loss: best.held_out_loss,
-            holders: agent.holders(best.id()),
-            held_here: agent.holds(best.id()),
-        });
+        let status = |checkpoint: &Verified<Checkpoint>| {
+            CheckpointStatus::of(checkpoint, |id| agent.holders(id), |id| agent.holds(id))
+        };
+        let best = agent.best(part);
+        let held = agent.register().checkpoints(part).into_iter().find(|checkpoint| agent.holds(checkpoint.id()));
+        let measured = progress.map(|progress| progress.held_out_loss).filter(|loss| loss.is_finite());
         PartStatus {
-            part: part.name(),
-            owner: claim.map(|claim| claim.author().to_string()),
             owner_is_live: agent.owner_is_live(self.now(), part),
-            is_mine: claim.is_some_and(|claim| claim.author() == agent.id()),
-            term: claim.map_or(0, |claim| claim.term),
             step: progress.map(|progress| progress.step),
             loss: progress.map(|progress| progress.loss),
-            checkpoint,
+            held_out_first: self.first_losses.get(&part).copied(),
+            held_out_loss: measured.or(best.map(|best| best.held_out_loss)),
+            checkpoint: best.map(status),
+            held: held.map(status),
+            ..PartStatus::of_register(agent.register(), part, agent.id())
         }
+    }
+
+    /// Keeps the earliest held-out loss heard of each part, so that the operator sees whether it falls.
+    fn note_losses(&mut self) -> Result<(), NodeError> {
+        for part in self.agent.manifest().clone().parts() {
+            let said = self.agent.progress(part).map(|it| HeldOutLoss { step: it.step, loss: it.held_out_loss });
+            let best = self.agent.best(part).map(|it| HeldOutLoss { step: it.step, loss: it.held_out_loss });
+            let seen = [said, best].into_iter().flatten().filter(|it| it.loss.is_finite()).min_by_key(|it| it.step);
+            let known = self.first_losses.get(&part).map_or(u64::MAX, |first| first.step);
+            if let Some(seen) = seen.filter(|seen| seen.step < known) {
+                self.database.put_first_loss(self.agent.run(), part, &seen)?;
+                self.first_losses.insert(part, seen);
+            }
+        }
+        self.next_look = self.now() + LOOK_EVERY;
+        Ok(())
     }
 }
 

@@ -130,6 +130,11 @@ impl NodeHandle {
         answered.await.map_err(|_| NodeError::Stopped)
     }
 
+    /// The run's manifest, as its bytes in hexadecimal.
+    pub fn manifest_hex(&self) -> String {
+        self.work.manifest_hex()
+    }
+
     /// Keeps the weights of every part from now on, and says which are here. Ask again while some are being fetched.
     pub async fn assembly(&self) -> Result<Assembly, NodeError> {
         let (answer, answered) = oneshot::channel();
@@ -193,7 +198,7 @@ impl Node {
 
         let (calls, call_queue) = mpsc::channel(CALLS_MAX);
         let work = BlobWork::new(blobs, manifest, ticket, config.dir.weights_path());
-        let driver = Driver::new(agent, database, network, network_events, work.clone(), call_queue);
+        let driver = Driver::new(agent, database, network, network_events, work.clone(), call_queue)?;
         let driver = tokio::spawn(driver.run());
         Ok(Self { handle: NodeHandle { calls, work }, driver, run, _lock: lock })
     }

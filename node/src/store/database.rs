@@ -1,6 +1,6 @@
 //! The node's database: small, durable, crash-safe.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use paris_protocol::{
     agent::{LogEntry, Memory},
@@ -9,11 +9,13 @@ use paris_protocol::{
     codec::{CodecError, Wire},
     hash::Hash,
     manifest::{Manifest, RunId},
+    part::Part,
     register::{Records, Register},
     signed::Signed,
     ticket::Ticket,
 };
 use redb::{ReadableDatabase, TableDefinition};
+use serde::{Deserialize, Serialize};
 
 use super::DataDir;
 
@@ -27,10 +29,20 @@ const CLAIM_LOG: Table = TableDefinition::new("claim-log");
 const CLAIMS: Table = TableDefinition::new("claims");
 const CHECKPOINTS: Table = TableDefinition::new("checkpoints");
 const HELD: Table = TableDefinition::new("held");
-const TABLES: [Table; 7] = [META, MANIFESTS, TICKETS, CLAIM_LOG, CLAIMS, CHECKPOINTS, HELD];
+const FIRST_LOSSES: Table = TableDefinition::new("first-losses");
+const TABLES: [Table; 8] = [META, MANIFESTS, TICKETS, CLAIM_LOG, CLAIMS, CHECKPOINTS, HELD, FIRST_LOSSES];
 
 /// The layout that this code reads and writes.
 const LAYOUT: &[u8] = b"1";
+
+/// A part's loss on its held-out shards at some step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeldOutLoss {
+    /// Optimiser steps.
+    pub step: u64,
+    /// The loss.
+    pub loss: f32,
+}
 
 /// A database that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +132,32 @@ impl Database {
     /// Notes that they are gone.
     pub fn forget(&self, run: RunId, id: CheckpointId) -> Result<(), DatabaseError> {
         Ok(self.write(HELD, &key(run, id.0), None).map_err(Box::new)?)
+    }
+
+    /// Keeps the earliest held-out loss known of a part.
+    pub fn put_first_loss(&self, run: RunId, part: Part, first: &HeldOutLoss) -> Result<(), DatabaseError> {
+        let value = [&first.step.to_le_bytes()[..], &first.loss.to_le_bytes()].concat();
+        self.put(FIRST_LOSSES, &part_key(run, part), &value)
+    }
+
+    /// The earliest held-out loss known of each part.
+    pub fn first_losses(
+        &self,
+        run: RunId,
+        parts: impl Iterator<Item = Part>,
+    ) -> Result<HashMap<Part, HeldOutLoss>, DatabaseError> {
+        let mut losses = HashMap::new();
+        for part in parts {
+            let value = self.get(FIRST_LOSSES, &part_key(run, part))?;
+            let read = |value: &[u8]| {
+                let (step, loss) = (value.first_chunk()?, value.last_chunk()?);
+                Some(HeldOutLoss { step: u64::from_le_bytes(*step), loss: f32::from_le_bytes(*loss) })
+            };
+            if let Some(first) = value.as_deref().and_then(read) {
+                losses.insert(part, first);
+            }
+        }
+        Ok(losses)
     }
 
     /// Everything that the agent of a run should know at its start.
@@ -214,6 +252,10 @@ fn key(run: RunId, id: Hash) -> Vec<u8> {
     [run.0.0, id.0].concat()
 }
 
+fn part_key(run: RunId, part: Part) -> Vec<u8> {
+    [&run.0.0, part.name().as_bytes()].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,6 +275,7 @@ mod tests {
             database.hold(run, id, true).unwrap();
             database.hold(other, id, true).unwrap();
             database.forget(other, id).unwrap();
+            database.put_first_loss(run, Part::Router, &HeldOutLoss { step: 3, loss: 1.5 }).unwrap();
         }
         let database = Database::open(&dir).unwrap();
         assert_eq!(database.current_run().unwrap(), Some(run));
@@ -241,6 +284,10 @@ mod tests {
         assert_eq!(memory.log, vec![entry]);
         assert_eq!(memory.held, vec![(id, true)]);
         assert!(database.memory(other).unwrap().held.is_empty());
+        let parts = || [Part::Expert(0), Part::Router].into_iter();
+        let first = HashMap::from([(Part::Router, HeldOutLoss { step: 3, loss: 1.5 })]);
+        assert_eq!(database.first_losses(run, parts()).unwrap(), first);
+        assert!(database.first_losses(other, parts()).unwrap().is_empty());
     }
 
     #[test]

@@ -14,6 +14,6 @@ mod database;
 mod directory;
 
 pub use self::{
-    database::{Database, DatabaseError},
+    database::{Database, DatabaseError, HeldOutLoss},
     directory::{DataDir, DirLock, DirectoryError, write_private},
 };
