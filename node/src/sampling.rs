@@ -98,7 +98,9 @@ fn load(manifest: &Manifest, part: Part, assembled: &AssembledPart) -> anyhow::R
     let path = assembled.path.as_deref().context("the part was not fetched")?;
     let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     if Hash::of(&bytes).to_string() != assembled.weights {
-        bail!("{} was damaged on disk: delete it, it will be fetched again", path.display());
+        // What is not there is exported anew, and checked on the way.
+        fs::remove_file(path).with_context(|| format!("{} is damaged and cannot be removed", path.display()))?;
+        bail!("{} was damaged on disk and is removed: try again, it comes anew from the blob store", path.display());
     }
     let config = recipe::part_config(manifest, part);
     Parameters::load(&config, &bytes, &Device::Cpu).with_context(|| format!("the checkpoint of {part}"))

@@ -63,7 +63,7 @@ pub enum BlobsError {
         claimed: u64,
     },
     /// The disk returned other bytes than were stored.
-    #[error("blob {hash} is damaged on disk ({reason}); remove it and fetch it again")]
+    #[error("blob {hash} is damaged on disk ({reason}); it is fetched again from peers that have it")]
     Corrupt {
         /// The blob.
         hash: Hash,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, builder::RangedU64ValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use paris_model::{
     grid::Grid,
@@ -32,15 +32,15 @@ const POLL: Duration = Duration::from_millis(250);
 #[derive(Args)]
 pub(super) struct Sample {
     /// What to draw; several make several rows.
-    #[arg(required = true, value_name = "PROMPT")]
+    #[arg(required = true, value_name = "PROMPT", value_parser = prompt)]
     prompts: Vec<String>,
 
     /// Pictures of each prompt.
-    #[arg(short, long, default_value_t = 4)]
+    #[arg(short, long, default_value_t = 4, value_parser = count(64))]
     n: usize,
 
     /// Euler steps from noise to picture.
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 30, value_parser = count(1000))]
     steps: usize,
 
     /// Strength of classifier-free guidance; 1 is none.
@@ -70,11 +70,9 @@ pub(super) struct Sample {
 
 impl Sample {
     pub(super) async fn run(self, dir: DataDir) -> anyhow::Result<()> {
-        if self.prompts.iter().any(|prompt| prompt.trim().is_empty()) {
-            bail!("a prompt is empty: say what to draw, as in `paris-node sample \"a green apple\"`");
-        }
-        if self.n == 0 || self.steps == 0 {
-            bail!("-n and --steps must be 1 or more");
+        let out = std::path::absolute(&self.out)?;
+        if let Some(folder) = out.parent().filter(|folder| !folder.is_dir()) {
+            bail!("there is no folder {} for the picture: make it, or choose another --out", folder.display());
         }
         let assembly = self.assemble(&dir).await?;
         let drawing = Drawing::open(&assembly)?;
@@ -93,8 +91,8 @@ impl Sample {
             drawing.draw(&captions, &settings, &mut |step, _| bar.set_position(step as u64))
         })?;
         bar.finish_and_clear();
-        Grid { columns: self.n, ..Grid::fitting(captions.len(), drawing.size()) }.write_png(&self.out, &pictures)?;
-        println!("{}", std::path::absolute(&self.out)?.display());
+        Grid { columns: self.n, ..Grid::fitting(captions.len(), drawing.size()) }.write_png(&out, &pictures)?;
+        println!("{}", out.display());
         Ok(())
     }
 
@@ -110,6 +108,7 @@ impl Sample {
                     capacity: Some(0),
                     mirror_everything: true,
                     mdns: false,
+                    disk_reserve: 0,
                 };
                 let started = tokio::time::timeout(Duration::from_secs(self.wait), Node::start(config)).await;
                 let mut node = started.context(
@@ -140,6 +139,19 @@ impl Sample {
             assembly = ask().await?;
         }
     }
+}
+
+/// A prompt that says something.
+fn prompt(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("a prompt must say what to draw, as in `paris-node sample \"a green apple\"`".to_owned()),
+        text => Ok(text.to_owned()),
+    }
+}
+
+/// One or more, within reason: a typing mistake should not ask for all of the machine's memory.
+fn count(most: usize) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=most as u64)
 }
 
 /// A bar on stderr, if a person can see it.

@@ -22,11 +22,11 @@ use paris_protocol::{
     ticket::{Seed, Ticket},
 };
 
-use super::{addresses, driver::size_limits, recipe, trainer::Job};
+use super::{addresses, recipe, trainer::Job};
 use crate::blobs::{Blobs, BlobsError, FetchRequest, Size};
 
 /// Tags of blobs whose checkpoint has no name yet.
-const NEW: &str = "new/";
+pub(super) const NEW: &str = "new/";
 /// Attempts to gather a part's shards before the part is given back.
 const GATHER_ATTEMPTS: u32 = 5;
 /// Between two of them.
@@ -88,7 +88,7 @@ impl BlobWork {
         tokio::spawn(async move {
             let named = async {
                 for (name, hash) in [("weights", weights), ("state", state)] {
-                    blobs.tag(&format!("checkpoint/{}/{name}", id.0), hash.0).await?;
+                    blobs.tag(&format!("{}{name}", checkpoint_tags(id)), hash.0).await?;
                     blobs.untag(&format!("{NEW}{hash}")).await?;
                 }
                 Ok::<_, BlobsError>(())
@@ -99,11 +99,17 @@ impl BlobWork {
         });
     }
 
+    /// True if one of the checkpoint's blobs was found damaged on disk.
+    pub(super) fn is_damaged(&self, checkpoint: &Checkpoint) -> bool {
+        let damaged = self.blobs.damaged_blobs();
+        [checkpoint.weights, checkpoint.state].iter().any(|blob| damaged.contains(&blob.hash.0))
+    }
+
     /// Lets go of a checkpoint's blobs.
     pub(super) fn forget(&self, id: CheckpointId) {
         let blobs = self.blobs.clone();
         tokio::spawn(async move {
-            if let Err(error) = blobs.untag_prefix(&format!("checkpoint/{}/", id.0)).await {
+            if let Err(error) = blobs.untag_prefix(&checkpoint_tags(id)).await {
                 tracing::warn!("a checkpoint that is needed no more stays on disk: {error}");
             }
         });
@@ -129,7 +135,7 @@ impl BlobWork {
                 hash: blob.hash.0,
                 size: Size::Exactly(blob.bytes),
                 providers: providers.clone(),
-                tag: format!("checkpoint/{}/{name}", id.0),
+                tag: format!("{}{name}", checkpoint_tags(id)),
             };
             self.blobs.fetch(request).await.map_err(|error| {
                 tracing::info!("the {name} of {} could not be fetched: {error}", checkpoint.part);
@@ -243,7 +249,18 @@ impl BlobWork {
     }
 }
 
+/// What the names of a checkpoint's blobs in the blob store begin with.
+pub(super) fn checkpoint_tags(id: CheckpointId) -> String {
+    format!("checkpoint/{}/", id.0)
+}
+
 /// The name under which the blob store keeps a shard.
 pub(crate) fn shard_tag(hash: &Hash) -> String {
     format!("shard/{hash}")
+}
+
+/// The most bytes that the weights and the resumable state of a part can have: parameters, moments, averages and some header.
+pub(super) fn size_limits(config: &PartConfig) -> (u64, u64) {
+    let parameters = 4 * config.parameter_count() as u64;
+    (parameters + (1 << 20), 4 * parameters + (2 << 20))
 }

@@ -2,7 +2,6 @@
 
 use std::{collections::HashMap, time::Instant};
 
-use paris_model::config::PartConfig;
 use paris_protocol::{
     agent::{Action, Agent, FetchFailure, Made, Verdict},
     checkpoint::{Checkpoint, CheckpointId},
@@ -17,8 +16,9 @@ use tokio::{
 };
 
 use super::{
-    AssembledPart, Assembly, Call, NodeError,
+    AssembledPart, Assembly, Call, NodeError, Room,
     blob_work::BlobWork,
+    recipe,
     trainer::{self, Job, TrainerEvent, TrainerHandle},
 };
 use crate::{
@@ -68,6 +68,9 @@ pub(super) struct Driver {
     started: Instant,
     /// Since when the node is stopping.
     stopping: Option<Time>,
+    room: Room,
+    /// Why the node stops, if not because it was asked to.
+    full: Option<NodeError>,
 }
 
 impl Driver {
@@ -78,6 +81,7 @@ impl Driver {
         network_events: mpsc::Receiver<NetworkEvent>,
         work: BlobWork,
         calls: mpsc::Receiver<Call>,
+        room: Room,
     ) -> Result<Self, DatabaseError> {
         let (to_driver, trainer_events) = mpsc::channel(TRAINER_EVENTS_MAX);
         let first_losses = database.first_losses(agent.run(), agent.manifest().parts())?;
@@ -96,6 +100,8 @@ impl Driver {
             next_look: Time::ZERO,
             started: Instant::now(),
             stopping: None,
+            room,
+            full: None,
         })
     }
 
@@ -128,7 +134,7 @@ impl Driver {
             }
             self.settle().await?;
             if self.has_stopped() {
-                return Ok(());
+                return self.full.take().map_or(Ok(()), Err);
             }
         }
     }
@@ -145,7 +151,10 @@ impl Driver {
             self.carry_out(action).await?;
         }
         if self.now() >= self.next_look {
+            self.next_look = self.now() + LOOK_EVERY;
             self.note_losses()?;
+            self.drop_damaged()?;
+            self.heed_the_disk();
         }
         Ok(())
     }
@@ -310,10 +319,7 @@ impl Driver {
                 self.agent.mirror_everything();
                 drop(answer.send(self.assembly()));
             }
-            Some(Call::Stop) | None if self.stopping.is_none() => {
-                self.stopping = Some(self.now());
-                self.agent.leave(self.now());
-            }
+            Some(Call::Stop) | None if self.stopping.is_none() => self.stop(),
             Some(Call::Stop) | None => {}
         }
     }
@@ -402,13 +408,36 @@ impl Driver {
                 self.first_losses.insert(part, seen);
             }
         }
-        self.next_look = self.now() + LOOK_EVERY;
         Ok(())
     }
-}
 
-/// The most bytes that the weights and the resumable state of a part can have: parameters, moments, averages and some header.
-pub(super) fn size_limits(config: &PartConfig) -> (u64, u64) {
-    let parameters = 4 * config.parameter_count() as u64;
-    (parameters + (1 << 20), 4 * parameters + (2 << 20))
+    /// A checkpoint that turned out to be damaged on disk is held no more, so that the agent fetches it again.
+    fn drop_damaged(&mut self) -> Result<(), NodeError> {
+        let held = |it: &&Verified<Checkpoint>| self.work.is_damaged(it) && self.agent.holds(it.id());
+        let checkpoints = |part| self.agent.register().checkpoints(part).into_iter().filter(held).map(|it| it.id());
+        let damaged: Vec<_> = self.agent.manifest().parts().flat_map(checkpoints).collect();
+        for id in damaged {
+            self.database.forget(self.agent.run(), id)?;
+            self.agent.lost(self.now(), id);
+        }
+        Ok(())
+    }
+
+    /// While there is still room for the last checkpoints, the node stops in order; later it would have to stop in the middle.
+    fn heed_the_disk(&mut self) {
+        let manifest = self.agent.manifest().clone();
+        let parts = self.training.keys().map(|part| recipe::part_config(&manifest, *part));
+        if self.stopping.is_none()
+            && let Err(full) = self.room.check(parts)
+        {
+            tracing::error!("stopping: {full}");
+            self.full = Some(full);
+            self.stop();
+        }
+    }
+
+    fn stop(&mut self) {
+        self.stopping = Some(self.now());
+        self.agent.leave(self.now());
+    }
 }

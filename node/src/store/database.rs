@@ -11,7 +11,7 @@ use paris_protocol::{
     manifest::{Manifest, RunId},
     part::Part,
     register::{Records, Register},
-    signed::Signed,
+    signed::{Signed, Verified},
     ticket::Ticket,
 };
 use redb::{ReadableDatabase, TableDefinition};
@@ -192,6 +192,20 @@ impl Database {
         Ok(register)
     }
 
+    /// Drops the checkpoint records that the register lists no more, so that they do not grow for ever.
+    pub fn prune_checkpoints(&self, run: RunId, register: &Register) -> Result<(), DatabaseError> {
+        let mut surplus = Vec::new();
+        for (name, bytes) in self.entries(CHECKPOINTS, run)? {
+            let records = Records::from_bytes(&bytes)?.checkpoints;
+            let listed =
+                |checkpoint: &Verified<Checkpoint>| register.checkpoint(checkpoint.part, checkpoint.id()).is_some();
+            if !records.into_iter().filter_map(|record| record.verify(run).ok()).any(|checkpoint| listed(&checkpoint)) {
+                surplus.push(key(run, name));
+            }
+        }
+        Ok(self.remove(CHECKPOINTS, &surplus).map_err(Box::new)?)
+    }
+
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), DatabaseError> {
         Ok(self.write(table, key, Some(value)).map_err(Box::new)?)
     }
@@ -214,6 +228,18 @@ impl Database {
                 Some(value) => table.insert(key, value)?,
                 None => table.remove(key)?,
             };
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// Removes entries, all or none.
+    fn remove(&self, table: Table, keys: &[Vec<u8>]) -> Result<(), redb::Error> {
+        let transaction = self.redb.begin_write()?;
+        {
+            let mut table = transaction.open_table(table)?;
+            for key in keys {
+                table.remove(key.as_slice())?;
+            }
         }
         Ok(transaction.commit()?)
     }
