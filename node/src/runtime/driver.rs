@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, time::Instant};
 
+use libp2p::Multiaddr;
 use paris_protocol::{
     agent::{Action, Agent, FetchFailure, Made, Verdict},
     checkpoint::{Checkpoint, CheckpointId},
@@ -65,6 +66,8 @@ pub(super) struct Driver {
     first_losses: HashMap<Part, HeldOutLoss>,
     /// When to look for earlier ones.
     next_look: Time,
+    /// Peers' addresses as they are kept.
+    known: Vec<Multiaddr>,
     started: Instant,
     /// Since when the node is stopping.
     stopping: Option<Time>,
@@ -98,6 +101,7 @@ impl Driver {
             tasks: JoinSet::new(),
             first_losses,
             next_look: Time::ZERO,
+            known: Vec::new(),
             started: Instant::now(),
             stopping: None,
             room,
@@ -154,6 +158,7 @@ impl Driver {
             self.next_look = self.now() + LOOK_EVERY;
             self.note_losses()?;
             self.drop_damaged()?;
+            self.remember_peers()?;
             self.heed_the_disk();
         }
         Ok(())
@@ -419,6 +424,17 @@ impl Driver {
         for id in damaged {
             self.database.forget(self.agent.run(), id)?;
             self.agent.lost(self.now(), id);
+        }
+        Ok(())
+    }
+
+    /// Keeps where peers were met, so that the next start does not hang on the seeds.
+    fn remember_peers(&mut self) -> Result<(), NodeError> {
+        let known = self.network.known_addresses();
+        if !known.is_empty() && known != self.known {
+            let texts: Vec<_> = known.iter().map(ToString::to_string).collect();
+            self.database.put_known_addresses(self.agent.run(), &texts)?;
+            self.known = known;
         }
         Ok(())
     }

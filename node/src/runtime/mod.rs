@@ -243,7 +243,8 @@ impl Node {
 
         let listen = addresses::listen_on(config.host, config.port);
         let seeds = addresses::of_seeds(&ticket);
-        let network_config = NetworkConfig { secret, run: run.0.0, listen, seeds, mdns: config.mdns };
+        let known = database.known_addresses(run)?.iter().filter_map(|text| text.parse().ok()).collect();
+        let network_config = NetworkConfig { secret, run: run.0.0, listen, seeds, known, mdns: config.mdns };
         let memory = reconcile::reconcile(&database, &blobs, run, &manifest).await?;
         let mirror = if config.mirror_everything { Mirror::Everything } else { Mirror::Replicas };
         let settings = Settings { capacity, mirror };

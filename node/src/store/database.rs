@@ -30,7 +30,8 @@ const CLAIMS: Table = TableDefinition::new("claims");
 const CHECKPOINTS: Table = TableDefinition::new("checkpoints");
 const HELD: Table = TableDefinition::new("held");
 const FIRST_LOSSES: Table = TableDefinition::new("first-losses");
-const TABLES: [Table; 8] = [META, MANIFESTS, TICKETS, CLAIM_LOG, CLAIMS, CHECKPOINTS, HELD, FIRST_LOSSES];
+const KNOWN_PEERS: Table = TableDefinition::new("known-peers");
+const TABLES: [Table; 9] = [META, MANIFESTS, TICKETS, CLAIM_LOG, CLAIMS, CHECKPOINTS, HELD, FIRST_LOSSES, KNOWN_PEERS];
 
 /// The layout that this code reads and writes.
 const LAYOUT: &[u8] = b"1";
@@ -158,6 +159,17 @@ impl Database {
             }
         }
         Ok(losses)
+    }
+
+    /// Keeps where peers of a run were met, in place of what was kept before.
+    pub fn put_known_addresses(&self, run: RunId, addresses: &[String]) -> Result<(), DatabaseError> {
+        self.put(KNOWN_PEERS, &run.0.0, addresses.join("\n").as_bytes())
+    }
+
+    /// Where peers of a run were met.
+    pub fn known_addresses(&self, run: RunId) -> Result<Vec<String>, DatabaseError> {
+        let text = self.get(KNOWN_PEERS, &run.0.0)?.unwrap_or_default();
+        Ok(String::from_utf8_lossy(&text).lines().map(str::to_owned).collect())
     }
 
     /// Everything that the agent of a run should know at its start.
