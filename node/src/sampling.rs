@@ -93,14 +93,27 @@ impl Drawing {
     }
 }
 
+/// True if the part's file is here and what the record says. One that is not is removed, so that the node exports it anew.
+pub fn is_here(part: &AssembledPart) -> bool {
+    let Some(path) = &part.path else { return false };
+    let whole = fs::File::open(path)
+        .and_then(|file| Ok(blake3::Hasher::new().update_reader(file)?.finalize().to_hex().as_str() == part.weights));
+    let whole = whole.unwrap_or(false);
+    if !whole {
+        tracing::warn!("{} is damaged; it is taken from the blob store anew", path.display());
+        if let Err(error) = fs::remove_file(path) {
+            tracing::warn!("{}: {error}", path.display());
+        }
+    }
+    whole
+}
+
 /// A part's parameters from its file, believed only if they hash to what the record said.
 fn load(manifest: &Manifest, part: Part, assembled: &AssembledPart) -> anyhow::Result<Parameters> {
     let path = assembled.path.as_deref().context("the part was not fetched")?;
     let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     if Hash::of(&bytes).to_string() != assembled.weights {
-        // What is not there is exported anew, and checked on the way.
-        fs::remove_file(path).with_context(|| format!("{} is damaged and cannot be removed", path.display()))?;
-        bail!("{} was damaged on disk and is removed: try again, it comes anew from the blob store", path.display());
+        bail!("{} was damaged on disk while it was read: try again", path.display());
     }
     let config = recipe::part_config(manifest, part);
     Parameters::load(&config, &bytes, &Device::Cpu).with_context(|| format!("the checkpoint of {part}"))

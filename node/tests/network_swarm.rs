@@ -51,8 +51,10 @@ async fn start(secret: u8, seeds: &[&Node]) -> Node {
 
 /// A node that nobody can dial.
 async fn start_behind_nat(secret: u8, seed: &Node) -> Node {
-    let config =
-        NetworkConfig { listen: Vec::new(), ..config(secret, "/ip4/127.0.0.1/tcp/0", &[seed.address.clone()]) };
+    let config = NetworkConfig {
+        listen: Vec::new(),
+        ..config(secret, "/ip4/127.0.0.1/tcp/0", std::slice::from_ref(&seed.address))
+    };
     let id = Keypair::from_secret(&config.secret).id();
     let (network, events) = Network::start(config).unwrap();
     Node { network, events, id, address: Multiaddr::empty() }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use paris_node::status::{PartStatus, Status};
+use paris_protocol::{hash::Hash, manifest::RunId, ticket::Ticket};
 use paris_testnet::process::NodeProcess;
 
 /// Generous, since the machine may be busy: a condition is waited for, never a time.
@@ -115,6 +116,109 @@ fn parts_are_owned_once_and_a_killed_owners_part_goes_on_from_its_checkpoint() {
     // The killed node comes back on the same directory and takes part again.
     network.nodes[victim].run(&[]).unwrap();
     network.nodes[victim].wait_until("it sees every part owned", PATIENCE, all_owned).unwrap();
+
+    // A node that stops knows the chain of owners and the best checkpoints as well as when it ran.
+    let before = network.wait_until("it sees every part owned", all_owned);
+    network.nodes[0].kill().unwrap();
+    let after: Status = serde_json::from_str(&network.nodes[0].answer(["status", "--json"]).unwrap()).unwrap();
+    for (before, after) in before.parts.iter().zip(&after.parts) {
+        assert!(after.term >= before.term, "{}: term {} after {}", after.part, after.term, before.term);
+        let step = |part: &PartStatus| part.checkpoint.as_ref().map(|checkpoint| checkpoint.step);
+        assert!(
+            after.term > before.term || step(after) >= step(before),
+            "{}: {:?} after {:?}",
+            after.part,
+            step(after),
+            step(before)
+        );
+    }
+}
+
+/// A node's answer to a command that must fail, and within its own bound of time rather than the test's.
+fn complaint(node: &NodeProcess, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = node.call(arguments).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("error: ") && !said.contains("panicked"), "{said}");
+    (output.status.code(), said)
+}
+
+#[test]
+fn bad_input_is_met_with_what_happened_and_what_to_do() {
+    let mut network = Network::new(1);
+    network.start();
+    let ticket = network.ticket();
+    let folder = network.folder.path().to_owned();
+    let fresh = node(&folder, "fresh");
+    let says = |arguments: &[&str], code: i32, words: &[&str]| {
+        let (got, said) = complaint(&fresh, arguments);
+        assert!(got == Some(code) && words.iter().all(|word| said.contains(word)), "{arguments:?} -> {got:?}: {said}");
+    };
+    says(&["run", "--port", "0"], 2, &["paris-node init", "paris-node join"]);
+    says(&["join", "hello"], 2, &["paris1"]);
+    says(&["join", &ticket[..ticket.len() - 1]], 2, &["damaged", "copy it again"]);
+    says(&["sample", "  "], 2, &["what to draw"]);
+    says(&["sample", "x", "-n", "0"], 2, &["1..=64"]);
+    says(&["manifest", "new", "--data", folder.to_str().unwrap()], 1, &["no prepared data", "data prepare"]);
+
+    // A ticket whose seeds belong to another run: they do not have the manifest, and say nothing for ever.
+    let mut foreign: Ticket = ticket.parse().unwrap();
+    foreign.run = RunId(Hash::of(b"another run"));
+    fresh.answer(["join", &foreign.to_string()]).unwrap();
+    says(&["sample", "x", "--wait", "3"], 1, &["none of the 1 peers", "fresh ticket"]);
+
+    // Prepared data that was changed by hand: the count of a shard, then a shard.
+    let prepared = network.path("prepared");
+    let record = prepared.join("prepared.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    let at = text.find("\"samples\": ").unwrap() + "\"samples\": ".len();
+    std::fs::write(&record, format!("{}1{}", &text[..at], &text[at..])).unwrap();
+    says(&["manifest", "new", "--data", prepared.to_str().unwrap()], 1, &["changed by hand"]);
+    std::fs::write(&record, text).unwrap();
+    let shard = std::fs::read_dir(&prepared).unwrap().map(|it| it.unwrap().path());
+    let shard = shard.into_iter().find(|path| path.extension().is_some_and(|it| it == "safetensors")).unwrap();
+    let mut bytes = std::fs::read(&shard).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&shard, bytes).unwrap();
+    says(&["manifest", "new", "--data", prepared.to_str().unwrap()], 1, &["damaged", "again"]);
+
+    // Both ports of the running node are taken.
+    let seed = &ticket.parse::<Ticket>().unwrap().seeds[0];
+    fresh.answer(["join", &ticket]).unwrap();
+    let blobs = seed.blobs[0].port();
+    says(&["run", "--host", "127.0.0.1", "--port", &(blobs - 1).to_string()], 1, &["--port", "0 for any"]);
+
+    // More room than any disk has is asked for.
+    says(&["run", "--port", "0", "--disk-reserve", "1000000000000"], 1, &["MiB free", "make room"]);
+}
+
+#[test]
+fn nothing_is_drawn_with_a_checkpoint_that_was_damaged_on_disk_and_it_is_fetched_again() {
+    let mut network = Network::new(2);
+    network.start();
+    let held = |status: &Status| status.parts.iter().all(is_replicated);
+    network.wait_until("every part has a checkpoint on two nodes", held);
+    let ticket = network.ticket();
+    let artist = node(network.folder.path(), "artist");
+    artist.answer(["join", &ticket]).unwrap();
+    let out = network.path("drawn.png");
+    let sample = ["sample", "a flag", "-n", "1", "--steps", "2", "--out", out.to_str().unwrap()];
+    artist.answer(sample).unwrap();
+    // Every blob and every exported file changes by a bit.
+    let folders = ["blobs/data", "weights"].map(|name| artist.dir().root().join(name));
+    let files = folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()).map(|entry| entry.unwrap().path());
+    let mut damaged = 0;
+    for file in files.filter(|file| file.extension().is_some_and(|it| it == "data" || it == "safetensors")) {
+        let mut bytes = std::fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        damaged += 1;
+    }
+    assert!(damaged >= 3, "every part's weights lie in a file of their own");
+    let output = artist.call(sample).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("a blob is damaged on disk"), "{said}");
+    assert!(output.status.success() && said.contains("drawing with") && !said.contains("missing:"), "{said}");
 }
 
 #[test]

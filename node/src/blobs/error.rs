@@ -20,7 +20,9 @@ pub enum BlobsError {
         reason: String,
     },
     /// The endpoint cannot be bound.
-    #[error("the blob endpoint cannot be bound to {reason}; is the port taken by another node?")]
+    #[error(
+        "the blob endpoint cannot be bound to {reason}. If another node has the port, choose one with --port (blobs take the one above it), or 0 for any"
+    )]
     Bind {
         /// The address, and what the system said.
         reason: String,

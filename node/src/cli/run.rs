@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::{
     api,
-    runtime::{Node, NodeConfig},
+    runtime::{Node, NodeConfig, NodeError},
     store::DataDir,
 };
 
@@ -53,9 +53,9 @@ impl Run {
             mdns: self.mdns,
             disk_reserve: self.disk_reserve.saturating_mul(1 << 20),
         };
-        let mut node = tokio::select! {
-            node = Node::start(config) => node?,
-            () = interrupted() => return Ok(()),
+        let mut node = match Node::start(config, interrupted()).await {
+            Err(NodeError::NoManifest { .. }) => return Ok(()),
+            node => node?,
         };
         let handle = node.handle().clone();
         api::serve(&dir, handle.clone()).await?;

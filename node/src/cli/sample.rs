@@ -1,13 +1,14 @@
 //! `paris-node sample`
 
 use std::{
+    collections::HashSet,
     io::IsTerminal,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, builder::RangedU64ValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use paris_model::{
@@ -18,7 +19,7 @@ use paris_model::{
 use crate::{
     api::Client,
     runtime::{Assembly, Node, NodeConfig},
-    sampling::{Drawing, manifest_from_hex},
+    sampling::{Drawing, is_here, manifest_from_hex},
     store::DataDir,
 };
 
@@ -110,10 +111,8 @@ impl Sample {
                     mdns: false,
                     disk_reserve: 0,
                 };
-                let started = tokio::time::timeout(Duration::from_secs(self.wait), Node::start(config)).await;
-                let mut node = started.context(
-                    "no peer answers: is anyone of the run online? `paris-node join` takes a fresh ticket",
-                )??;
+                let give_up = tokio::time::sleep(Duration::from_secs(self.wait));
+                let mut node = Node::start(config, give_up).await?;
                 let handle = node.handle().clone();
                 let assembly = self.wait_for(async || Ok(handle.assembly().await?)).await;
                 handle.stop().await;
@@ -128,7 +127,16 @@ impl Sample {
         let mut assembly = ask().await?;
         let parts = manifest_from_hex(&assembly.manifest)?.parts().count();
         let bar = bar("fetching checkpoints {wide_bar} {pos}/{len} parts", parts as u64)?;
+        let mut checked = HashSet::new();
         loop {
+            for part in &mut assembly.parts {
+                if !checked.contains(&part.weights) {
+                    match is_here(part) {
+                        true => drop(checked.insert(part.weights.clone())),
+                        false => part.path = None,
+                    }
+                }
+            }
             let here = assembly.parts.iter().filter(|part| part.path.is_some()).count();
             bar.set_position(here as u64);
             if here == parts || Instant::now() >= until {

@@ -182,9 +182,9 @@ impl Driver {
         if matches!(error, DialError::LocalPeerId { .. }) {
             return self.dialer.is_self(attempt);
         }
-        match self.dialer.failed(attempt, peer, Instant::now()) {
-            Some(seed) => tracing::warn!(%seed, %error, "a seed cannot be reached; trying on in the background"),
-            None => tracing::debug!(?peer, %error, "a dial failed"),
+        tracing::debug!(?peer, %error, "a dial failed");
+        if let Some(seed) = self.dialer.failed(attempt, peer, Instant::now()) {
+            tracing::warn!("the seed {seed} cannot be reached; trying on in the background");
         }
     }
 

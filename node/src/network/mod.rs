@@ -110,7 +110,7 @@ pub enum NetworkError {
     #[error("the network could not be set up: {0}")]
     Transport(String),
     /// A listen address cannot be used.
-    #[error("cannot listen on {address}: {reason}; is the port taken by another node?")]
+    #[error("cannot listen on {address}: {reason}. If another node has the port, choose one with --port, or 0 for any")]
     Listen {
         /// The address from the configuration.
         address: Multiaddr,

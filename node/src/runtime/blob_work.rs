@@ -22,7 +22,7 @@ use paris_protocol::{
     ticket::{Seed, Ticket},
 };
 
-use super::{addresses, recipe, trainer::Job};
+use super::{AssembledPart, addresses, recipe, trainer::Job};
 use crate::blobs::{Blobs, BlobsError, FetchRequest, Size};
 
 /// Tags of blobs whose checkpoint has no name yet.
@@ -31,6 +31,9 @@ pub(super) const NEW: &str = "new/";
 const GATHER_ATTEMPTS: u32 = 5;
 /// Between two of them.
 const GATHER_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long exported weights are kept when they are needed no more.
+const EXPORT_KEPT: Duration = Duration::from_secs(3600);
 
 /// Cheap to clone; every clone works on the same store.
 #[derive(Clone)]
@@ -231,8 +234,18 @@ impl BlobWork {
         }
     }
 
+    /// Exports the weights of every part that is here, and removes what earlier assemblies left.
+    pub(super) async fn export_all(&self, parts: &mut [AssembledPart]) {
+        let mut named = Vec::new();
+        for part in parts {
+            part.path = self.export(&part.weights).await;
+            named.extend(part.path.clone());
+        }
+        remove_old_exports(&self.weights_dir, &named);
+    }
+
     /// Writes weights that are in the store where a sampling process can read them. None while they are not here.
-    pub(super) async fn export(&self, weights: &str) -> Option<PathBuf> {
+    async fn export(&self, weights: &str) -> Option<PathBuf> {
         let path = self.weights_dir.join(format!("{weights}.safetensors"));
         if path.exists() {
             return Some(path);
@@ -257,6 +270,21 @@ pub(super) fn checkpoint_tags(id: CheckpointId) -> String {
 /// The name under which the blob store keeps a shard.
 pub(crate) fn shard_tag(hash: &Hash) -> String {
     format!("shard/{hash}")
+}
+
+/// Removes exported weights that no assembly has named for a while; a sampling process may still read the last ones.
+fn remove_old_exports(folder: &Path, named: &[PathBuf]) {
+    let is_old = |path: &Path| {
+        let modified = path.metadata().and_then(|it| it.modified()).ok();
+        modified.and_then(|it| it.elapsed().ok()).is_some_and(|age| age > EXPORT_KEPT)
+    };
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_file() && !named.contains(&path) && is_old(&path) {
+            // Another call may have been faster.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// The most bytes that the weights and the resumable state of a part can have: parameters, moments, averages and some header.

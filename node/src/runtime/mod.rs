@@ -88,6 +88,17 @@ pub enum NodeError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Nobody delivered the manifest in time.
+    #[error(
+        "nothing is known of run {run} here yet, and none of the {seeds} peers that its ticket names answers: is anyone of the run online, and can \
+         this machine reach them? A fresh ticket from a running node (`paris-node status`) names peers that are there now"
+    )]
+    NoManifest {
+        /// The run.
+        run: RunId,
+        /// Peers that the ticket names.
+        seeds: usize,
+    },
     /// Too little room to go on.
     #[error(
         "the disk of {path} has {} MiB free, and {} MiB are needed for the next checkpoints and the reserve: make room and start the node again. \
@@ -172,9 +183,7 @@ impl NodeHandle {
         let (answer, answered) = oneshot::channel();
         self.calls.send(Call::Assembly(answer)).await.map_err(|_| NodeError::Stopped)?;
         let mut assembly = answered.await.map_err(|_| NodeError::Stopped)?;
-        for part in &mut assembly.parts {
-            part.path = self.work.export(&part.weights).await;
-        }
+        self.work.export_all(&mut assembly.parts).await;
         Ok(assembly)
     }
 
@@ -194,9 +203,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node on its data directory's current run. The manifest is fetched from the ticket's seeds if it is not here yet, however
-    /// long that takes: an unreachable seed is no reason to give up.
-    pub async fn start(config: NodeConfig) -> Result<Self, NodeError> {
+    /// Starts a node on its data directory's current run. The manifest is fetched from the ticket's seeds if it is not here yet, as long as
+    /// `give_up` has not come: an unreachable seed alone is no reason to.
+    pub async fn start(config: NodeConfig, give_up: impl Future<Output = ()>) -> Result<Self, NodeError> {
         let lock = config.dir.lock()?;
         let secret = config.dir.secret()?;
         let database = Database::open(&config.dir)?;
@@ -209,7 +218,7 @@ impl Node {
             ..BlobsConfig::new(secret, config.dir.blobs_path())
         };
         let blobs = Blobs::start(blobs_config).await?;
-        let started = Self::start_with(config, secret, database, ticket, blobs.clone()).await;
+        let started = Self::start_with(config, secret, database, ticket, blobs.clone(), give_up).await;
         match started {
             Ok((handle, driver)) => Ok(Self { handle, driver, run, _lock: lock }),
             Err(error) => {
@@ -226,12 +235,16 @@ impl Node {
         database: Database,
         ticket: Ticket,
         blobs: Blobs,
+        give_up: impl Future<Output = ()>,
     ) -> Result<(NodeHandle, JoinHandle<Result<(), NodeError>>), NodeError> {
         let run = ticket.run;
         for seed in &ticket.seeds {
             blobs.learn(seed.node, seed.blobs.clone());
         }
-        let manifest = Arc::new(fetch_manifest(&database, &blobs, &ticket).await?);
+        let manifest = tokio::select! {
+            manifest = fetch_manifest(&database, &blobs, &ticket) => Arc::new(manifest?),
+            () = give_up => return Err(NodeError::NoManifest { run, seeds: ticket.seeds.len() }),
+        };
         for part in manifest.parts() {
             let valid = recipe::part_config(&manifest, part).validate();
             valid.map_err(|error| NodeError::Model { part: part.name(), reason: error.to_string() })?;

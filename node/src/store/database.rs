@@ -195,7 +195,10 @@ impl Database {
     pub fn register(&self, run: RunId, manifest: Arc<Manifest>) -> Result<Register, DatabaseError> {
         let records = self.memory(run)?.records;
         let mut register = Register::new(run, manifest);
-        for claim in records.claims.into_iter().filter_map(|claim| claim.verify(run).ok()) {
+        let mut claims: Vec<_> = records.claims.into_iter().filter_map(|claim| claim.verify(run).ok()).collect();
+        // They lie here by their hashes, and the register takes a claim only after the one that it follows.
+        claims.sort_by_key(|claim| claim.term);
+        for claim in claims {
             register.merge_claim(claim);
         }
         for checkpoint in records.checkpoints.into_iter().filter_map(|checkpoint| checkpoint.verify(run).ok()) {
