@@ -58,6 +58,7 @@ pub async fn serve(dir: &DataDir, handle: NodeHandle) -> Result<(), ApiError> {
     let expected = format!("Bearer {}", door.token);
     let routes = Router::new()
         .route("/status", get(status))
+        .route("/manifest", get(manifest))
         .route("/assembly", post(assembly))
         .layer(middleware::from_fn_with_state(expected, require_token))
         .with_state(handle);
@@ -93,6 +94,10 @@ async fn require_token(State(expected): State<String>, request: Request, next: N
 
 async fn status(State(handle): State<NodeHandle>) -> Result<Json<Status>, Stopped> {
     Ok(Json(handle.status().await?))
+}
+
+async fn manifest(State(handle): State<NodeHandle>) -> Json<String> {
+    Json(handle.manifest_hex())
 }
 
 async fn assembly(State(handle): State<NodeHandle>) -> Result<Json<Assembly>, Stopped> {
@@ -131,6 +136,11 @@ impl Client {
     /// The node's view of its run.
     pub async fn status(&self) -> Result<Status, ApiError> {
         self.call(Method::GET, "/status").await
+    }
+
+    /// The run's manifest, as its bytes in hexadecimal.
+    pub async fn manifest_hex(&self) -> Result<String, ApiError> {
+        self.call(Method::GET, "/manifest").await
     }
 
     /// The mixture as far as the node has it; see [`NodeHandle::assembly`].

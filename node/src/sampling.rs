@@ -25,9 +25,9 @@ pub struct Drawing {
     missing: Vec<Part>,
 }
 
-/// The manifest that an assembly carries.
-pub fn manifest_of(assembly: &Assembly) -> anyhow::Result<Manifest> {
-    let digits = assembly.manifest.as_bytes();
+/// A manifest from hexadecimal, as the local API gives it.
+pub fn manifest_from_hex(text: &str) -> anyhow::Result<Manifest> {
+    let digits = text.as_bytes();
     let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     let bytes: Option<Vec<u8>> = digits.chunks(2).map(byte).collect();
     Ok(Manifest::read(&bytes.context("the node sent a manifest that is no hexadecimal")?)?)
@@ -36,7 +36,7 @@ pub fn manifest_of(assembly: &Assembly) -> anyhow::Result<Manifest> {
 impl Drawing {
     /// Loads every part that is here. Without a single expert there is nothing to draw with; without the router all experts count alike.
     pub fn open(assembly: &Assembly) -> anyhow::Result<Self> {
-        let manifest = manifest_of(assembly)?;
+        let manifest = manifest_from_hex(&assembly.manifest)?;
         let (channels, size) = (usize::from(manifest.image.channels), usize::from(manifest.image.size));
         let experts = manifest.clusters.iter().map(|_| None).collect();
         let mut mixture = Mixture { shape: (channels, size, size), experts, router: None };
@@ -95,12 +95,27 @@ impl Drawing {
     }
 }
 
+/// True if the part's file is here and what the record says. One that is not is removed, so that the node exports it anew.
+pub fn is_here(part: &AssembledPart) -> bool {
+    let Some(path) = &part.path else { return false };
+    let whole = fs::File::open(path)
+        .and_then(|file| Ok(blake3::Hasher::new().update_reader(file)?.finalize().to_hex().as_str() == part.weights));
+    let whole = whole.unwrap_or(false);
+    if !whole {
+        tracing::warn!("{} is damaged; it is taken from the blob store anew", path.display());
+        if let Err(error) = fs::remove_file(path) {
+            tracing::warn!("{}: {error}", path.display());
+        }
+    }
+    whole
+}
+
 /// A part's parameters from its file, believed only if they hash to what the record said.
 fn load(manifest: &Manifest, part: Part, assembled: &AssembledPart) -> anyhow::Result<Parameters> {
     let path = assembled.path.as_deref().context("the part was not fetched")?;
     let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     if Hash::of(&bytes).to_string() != assembled.weights {
-        bail!("{} was damaged on disk: delete it, it will be fetched again", path.display());
+        bail!("{} was damaged on disk while it was read: try again", path.display());
     }
     let config = recipe::part_config(manifest, part);
     Parameters::load(&config, &bytes, &Device::Cpu).with_context(|| format!("the checkpoint of {part}"))

@@ -2,7 +2,16 @@
 
 use std::fmt::{self, Display, Write};
 
+use paris_protocol::{
+    checkpoint::{Checkpoint, CheckpointId},
+    identity::NodeId,
+    part::Part,
+    register::Register,
+    signed::Verified,
+};
 use serde::{Deserialize, Serialize};
+
+use crate::store::HeldOutLoss;
 
 /// A node's view of its run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,8 +55,15 @@ pub struct PartStatus {
     pub step: Option<u64>,
     /// Smoothed training loss as the owner last said.
     pub loss: Option<f32>,
-    /// The best checkpoint.
+    /// The earliest held-out loss that this node knows of, to compare with.
+    pub held_out_first: Option<HeldOutLoss>,
+    /// The latest: the owner's last measurement, or else the best checkpoint's.
+    pub held_out_loss: Option<f32>,
+    /// The best checkpoint known.
     pub checkpoint: Option<CheckpointStatus>,
+    /// The best checkpoint whose weights are here: what a picture would be drawn with now. Behind `checkpoint` while a newer one is being
+    /// fetched, or where this node does not keep the part.
+    pub held: Option<CheckpointStatus>,
 }
 
 /// A checkpoint, as this node sees it.
@@ -69,9 +85,49 @@ pub struct CheckpointStatus {
     pub held_here: bool,
 }
 
+impl PartStatus {
+    /// What the register says of a part, to node `me`; what only a running node knows is left empty.
+    pub(crate) fn of_register(register: &Register, part: Part, me: NodeId) -> Self {
+        let claim = register.current(part);
+        Self {
+            part: part.name(),
+            owner: claim.map(|claim| claim.author().to_string()),
+            owner_is_live: false,
+            is_mine: claim.is_some_and(|claim| claim.author() == me),
+            term: claim.map_or(0, |claim| claim.term),
+            step: None,
+            loss: None,
+            held_out_first: None,
+            held_out_loss: None,
+            checkpoint: None,
+            held: None,
+        }
+    }
+}
+
+impl CheckpointStatus {
+    /// `holders` counts the nodes that hold a checkpoint, this one included; `holds` is true for what is held here.
+    pub(crate) fn of(
+        checkpoint: &Verified<Checkpoint>,
+        holders: impl Fn(CheckpointId) -> usize,
+        holds: impl Fn(CheckpointId) -> bool,
+    ) -> Self {
+        let id = checkpoint.id();
+        Self {
+            id: id.0.to_string(),
+            step: checkpoint.step,
+            term: checkpoint.term,
+            author: checkpoint.author().to_string(),
+            held_out_loss: checkpoint.held_out_loss,
+            holders: holders(id),
+            held_here: holds(id),
+        }
+    }
+}
+
 impl Status {
     /// The version of the structure.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 }
 
 impl Display for Status {
@@ -85,9 +141,17 @@ impl Display for Status {
         writeln!(f, "net  {} peers, {} connections", self.peers, self.connections)?;
         writeln!(f)?;
         f.write_str(&parts_table(&self.parts))?;
-        let mine = self.parts.iter().filter(|part| part.is_mine).count();
-        let owned = self.parts.iter().filter(|part| part.owner_is_live).count();
-        writeln!(f, "\n{owned} of {} parts have a live owner; this node owns {mine}.", self.parts.len())?;
+        let names = |select: fn(&PartStatus) -> bool| -> Vec<&str> {
+            self.parts.iter().filter(|part| select(part)).map(|part| part.part.as_str()).collect()
+        };
+        let (owned, mine) = (names(|part| part.owner_is_live).len(), names(|part| part.is_mine && part.owner_is_live));
+        let mine = if mine.is_empty() { "none".to_owned() } else { mine.join(", ") };
+        match self.running {
+            true => {
+                writeln!(f, "\n{owned} of {} parts have a live owner; this node's own (*): {mine}.", self.parts.len())?
+            }
+            false => writeln!(f, "\nWho owns a part now shows once the node runs: paris-node run")?,
+        }
         if let Some(ticket) = &self.ticket {
             writeln!(f, "To join from another machine: paris-node join {ticket}")?;
         }
@@ -95,39 +159,42 @@ impl Display for Status {
     }
 }
 
-/// The parts as a table for a terminal.
+/// The parts as a table for a terminal. `held out` is the held-out loss, first known and latest; `here` is the checkpoint held on this machine.
 pub fn parts_table(parts: &[PartStatus]) -> String {
     let mut table = String::new();
-    let number =
-        |value: Option<f32>| value.filter(|value| value.is_finite()).map_or("-".into(), |it| format!("{it:.4}"));
-    let _ = writeln!(
-        table,
-        "{:<12} {:<12} {:>4} {:>8} {:>8} {:>12} {:>10} {:>8}",
-        "part", "owner", "term", "step", "loss", "checkpoint", "held-out", "held by"
-    );
+    let number = |value: Option<f32>| value.filter(|it| it.is_finite()).map_or("-".into(), |it| format!("{it:.4}"));
+    let step = |step: Option<u64>| step.map_or("-".into(), |it: u64| it.to_string());
+    let mut row = |cells: [&str; 9]| {
+        let [part, owner, term, step, loss, held_out, checkpoint, holders, here] = cells;
+        let _ = writeln!(
+            table,
+            "{part:<12} {owner:<12} {term:>4} {step:>8} {loss:>8}  {held_out:<16} {checkpoint:>10} {holders:>8} {here:>8}"
+        );
+    };
+    row(["part", "owner", "term", "step", "loss", "held out", "checkpoint", "held by", "here"]);
     for part in parts {
         let owner = match (&part.owner, part.owner_is_live) {
             (None, _) => "-".to_owned(),
             (Some(owner), true) => format!("{owner}{}", if part.is_mine { "*" } else { "" }),
             (Some(_), false) => "(silent)".to_owned(),
         };
+        let held_out = match (part.held_out_first.map(|first| first.loss), part.held_out_loss) {
+            (Some(first), now @ Some(_)) => format!("{first:.4} > {}", number(now)),
+            (first, now) => number(now.or(first)),
+        };
         let checkpoint = part.checkpoint.as_ref();
-        let _ = writeln!(
-            table,
-            "{:<12} {:<12} {:>4} {:>8} {:>8} {:>12} {:>10} {:>8}",
-            part.part,
-            owner,
-            part.term,
-            part.step.map_or("-".into(), |step| step.to_string()),
-            number(part.loss),
-            checkpoint.map_or("-".into(), |it| format!("step {}", it.step)),
-            number(checkpoint.map(|it| it.held_out_loss)),
-            checkpoint.map_or("-".into(), |it| format!(
-                "{} node{}",
-                it.holders,
-                if it.holders == 1 { "" } else { "s" }
-            )),
-        );
+        let holders = checkpoint.map_or(0, |it| it.holders);
+        row([
+            &part.part,
+            &owner,
+            &part.term.to_string(),
+            &step(part.step),
+            &number(part.loss),
+            &held_out,
+            &checkpoint.map_or("-".into(), |it| format!("step {}", it.step)),
+            &format!("{holders} node{}", if holders == 1 { "" } else { "s" }),
+            &step(part.held.as_ref().map(|it| it.step)),
+        ]);
     }
     table
 }

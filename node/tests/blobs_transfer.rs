@@ -262,17 +262,44 @@ async fn blobs_and_tags_survive_a_new_start_with_its_first_collection() {
     assert_eq!(second.bytes(large.hash, 1 << 20).await.unwrap(), noise(1, 1 << 20));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flipped_bit_on_disk_is_noticed() {
-    let (blobs, directory) = start(1).await;
-    let stored = blobs.add_bytes("blob", noise(0, 1 << 20)).await.unwrap();
-    let hex = blake3::Hash::from_bytes(stored.hash).to_hex();
-    let file = directory.path().join(format!("blobs/data/{hex}.data"));
+/// Damages a stored blob of more than 16 KiB behind the store's back.
+fn flip_a_bit(directory: &Path, hash: Hash32) {
+    let hex = blake3::Hash::from_bytes(hash).to_hex();
+    let file = directory.join(format!("blobs/data/{hex}.data"));
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[500_000] ^= 1;
     std::fs::write(&file, bytes).unwrap();
-    assert!(matches!(blobs.bytes(stored.hash, 1 << 20).await, Err(BlobsError::Corrupt { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flipped_bit_on_disk_is_noticed_and_never_handed_out() {
+    let (blobs, directory) = start(1).await;
+    let stored = blobs.add_bytes("blob", noise(0, 1 << 20)).await.unwrap();
+    flip_a_bit(directory.path(), stored.hash);
     let target = directory.path().join("exported");
     assert!(matches!(blobs.export(stored.hash, &target).await, Err(BlobsError::Corrupt { .. })));
     assert!(!target.exists());
+    assert!(matches!(blobs.bytes(stored.hash, 1 << 20).await, Err(BlobsError::Missing { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_blob_is_replaced_by_a_fetch_and_stays_whole() {
+    let (provider, _provider_directory) = start(1).await;
+    let (blobs, directory) = start(2).await;
+    let data = noise(0, 1 << 20);
+    let stored = blobs.add_bytes("blob", data.clone()).await.unwrap();
+    provider.add_bytes("blob", data.clone()).await.unwrap();
+    blobs.learn(id(1), provider.addresses());
+    flip_a_bit(directory.path(), stored.hash);
+    assert!(matches!(blobs.bytes(stored.hash, 1 << 20).await, Err(BlobsError::Corrupt { .. })));
+    assert!(!blobs.has(stored.hash).await.unwrap());
+
+    assert!(blobs.fetch(request(stored.hash, data.len(), &[])).await.is_err(), "nobody to fetch it from");
+    assert!(!blobs.has(stored.hash).await.unwrap());
+    let report = blobs.fetch(request(stored.hash, data.len(), &[1])).await.unwrap();
+    assert_eq!((report.bytes, report.resumed), (1 << 20, 0));
+    assert!(blobs.bytes(stored.hash, 1 << 20).await.unwrap() == data);
+    blobs.shutdown().await;
+    let blobs = Blobs::start(config(2, directory.path())).await.unwrap();
+    assert!(blobs.bytes(stored.hash, 1 << 20).await.unwrap() == data, "also after a new start");
 }

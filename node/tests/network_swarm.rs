@@ -28,6 +28,7 @@ fn config(secret: u8, listen: &str, seeds: &[Multiaddr]) -> NetworkConfig {
         run: [9; 32],
         listen: vec![listen.parse().unwrap()],
         seeds: seeds.to_vec(),
+        known: Vec::new(),
         mdns: false,
     }
 }
@@ -46,6 +47,17 @@ async fn start_with(config: NetworkConfig) -> Node {
 async fn start(secret: u8, seeds: &[&Node]) -> Node {
     let seeds: Vec<Multiaddr> = seeds.iter().map(|node| node.address.clone()).collect();
     start_with(config(secret, "/ip4/127.0.0.1/udp/0/quic-v1", &seeds)).await
+}
+
+/// A node that nobody can dial.
+async fn start_behind_nat(secret: u8, seed: &Node) -> Node {
+    let config = NetworkConfig {
+        listen: Vec::new(),
+        ..config(secret, "/ip4/127.0.0.1/tcp/0", std::slice::from_ref(&seed.address))
+    };
+    let id = Keypair::from_secret(&config.secret).id();
+    let (network, events) = Network::start(config).unwrap();
+    Node { network, events, id, address: Multiaddr::empty() }
 }
 
 async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -137,9 +149,10 @@ async fn gossip_goes_over_tcp_too() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rejected_message_goes_no_further() {
-    let left = start(1, &[]).await;
-    let mut middle = start(2, &[&left]).await;
-    let mut right = start(3, &[&middle]).await;
+    // Two that cannot be dialed have no other way to each other than the one between them.
+    let mut middle = start(2, &[]).await;
+    let left = start_behind_nat(1, &middle).await;
+    let mut right = start_behind_nat(3, &middle).await;
     // Once this arrives the path is open: left -> middle -> right.
     let pump = async {
         let heard = right.hear_text(b"open");
@@ -303,4 +316,31 @@ async fn nodes_of_another_run_are_sent_away() {
         matches!(event, NetworkEvent::PeerDisconnected(id) if id == ours.id).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peers_that_came_by_one_seed_outlive_it_and_find_each_other_again() {
+    let seed = start(1, &[]).await;
+    let mut one = start(2, &[&seed]).await;
+    let mut two = start(3, &[&seed]).await;
+    // Nobody told them of each other but the seed.
+    one.meet(two.id).await;
+    let known = patiently("the other's address", async {
+        loop {
+            let known = one.network.known_addresses();
+            if known.contains(&two.address) {
+                return known;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    seed.network.shutdown().await;
+    assert_eq!(announce_until(&one.network, b"still here", two.hear_text(b"still here")).await, one.id);
+
+    // A new start that remembers the peers needs no seed.
+    one.network.shutdown().await;
+    let again = NetworkConfig { known, ..config(2, "/ip4/127.0.0.1/udp/0/quic-v1", &[]) };
+    let mut one = start_with(again).await;
+    one.meet(two.id).await;
 }

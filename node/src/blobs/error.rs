@@ -20,7 +20,9 @@ pub enum BlobsError {
         reason: String,
     },
     /// The endpoint cannot be bound.
-    #[error("the blob endpoint cannot be bound to {reason}; is the port taken by another node?")]
+    #[error(
+        "the blob endpoint cannot be bound to {reason}. If another node has the port, choose one with --port (blobs take the one above it), or 0 for any"
+    )]
     Bind {
         /// The address, and what the system said.
         reason: String,
@@ -63,7 +65,7 @@ pub enum BlobsError {
         claimed: u64,
     },
     /// The disk returned other bytes than were stored.
-    #[error("blob {hash} is damaged on disk ({reason}); remove it and fetch it again")]
+    #[error("blob {hash} is damaged on disk ({reason}); it is fetched again from peers that have it")]
     Corrupt {
         /// The blob.
         hash: Hash,

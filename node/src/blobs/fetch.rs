@@ -16,6 +16,7 @@ use iroh_blobs::api::Store;
 use iroh_blobs::api::remote::GetProgressItem;
 use iroh_blobs::get::request::get_verified_size;
 use iroh_blobs::protocol::{ChunkRanges, GetRequest};
+use iroh_blobs::store::mem::MemStore;
 use paris_protocol::identity::NodeId;
 use tokio::sync::OnceCell;
 
@@ -78,9 +79,12 @@ pub(super) async fn fetch(blobs: &Blobs, request: FetchRequest) -> Result<FetchR
     blobs.pins.set_tag(&partial, partial_held);
     blobs.store.tags().set(&partial, hash).await.map_err(BlobsError::store)?;
 
-    let present = blobs.store.observe(hash).await.map_err(BlobsError::store)?;
+    // The store takes nothing in for a blob that it calls complete: what replaces a damaged one is gathered in memory, then added whole.
+    let is_damaged = blobs.is_damaged(&hash);
+    let store = if is_damaged { Store::clone(&MemStore::new()) } else { blobs.store.clone() };
+    let present = store.observe(hash).await.map_err(BlobsError::store)?;
     let transfer = Transfer {
-        store: blobs.store.clone(),
+        store,
         hash,
         size: request.size,
         present: present.ranges.clone(),
@@ -96,13 +100,19 @@ pub(super) async fn fetch(blobs: &Blobs, request: FetchRequest) -> Result<FetchR
     };
     match outcome {
         Ok(report) => {
+            if is_damaged {
+                let bytes = transfer.store.get_bytes(hash).await.map_err(BlobsError::store)?;
+                // `held` protects it.
+                drop(blobs.store.add_bytes(bytes).temp_tag().await.map_err(BlobsError::store)?);
+                blobs.damaged().remove(&hash);
+            }
             blobs.keep(&request.tag, held).await?;
             blobs.untag(&partial).await?;
             Ok(report)
         }
         Err(error) => {
-            let arrived = blobs.store.observe(hash).await.map_or(0, |bitfield| bitfield.total_bytes());
-            if arrived == 0 {
+            let arrived = transfer.store.observe(hash).await.map_or(0, |bitfield| bitfield.total_bytes());
+            if arrived == 0 || is_damaged {
                 blobs.untag(&partial).await?;
             }
             Err(error)

@@ -15,10 +15,11 @@ mod gate;
 mod pieces;
 mod pins;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -92,6 +93,8 @@ pub struct Blobs {
     router: Router,
     store: Store,
     pins: Arc<Pins>,
+    /// Blobs that the store calls complete and whose bytes are not what their names say.
+    damaged: Arc<Mutex<HashSet<Hash>>>,
     stall_timeout: Duration,
     connect_timeout: Duration,
 }
@@ -115,7 +118,8 @@ impl Blobs {
         let protocol = BlobsProtocol::new(&store, Some(gate::limits()));
         let router = Router::builder(endpoint.clone()).accept(iroh_blobs::ALPN, protocol).spawn();
         let (stall_timeout, connect_timeout) = (config.stall_timeout, config.connect_timeout);
-        Ok(Self { endpoint, lookup, router, store, pins, stall_timeout, connect_timeout })
+        let damaged = Arc::default();
+        Ok(Self { endpoint, lookup, router, store, pins, damaged, stall_timeout, connect_timeout })
     }
 
     /// Stores bytes under `tag`, which replaces what the tag held before. Durable on return.
@@ -136,8 +140,11 @@ impl Blobs {
         Ok(self.size(hash).await?.is_some())
     }
 
-    /// The size of a blob that is wholly here, in bytes.
+    /// The size of a blob that is wholly here, in bytes. One that was found damaged is not here.
     pub async fn size(&self, hash: Hash32) -> Result<Option<u64>, BlobsError> {
+        if self.is_damaged(&Hash::from(hash)) {
+            return Ok(None);
+        }
         match self.store.blobs().status(hash).await.map_err(BlobsError::store)? {
             BlobStatus::Complete { size } => Ok(Some(size)),
             _ => Ok(None),
@@ -148,13 +155,13 @@ impl Blobs {
     ///
     /// # Errors
     /// [`BlobsError::Missing`], [`BlobsError::TooLarge`] above `limit` bytes, [`BlobsError::Corrupt`] if the disk
-    /// returns something else than was stored.
+    /// returns something else than was stored: from then on the blob counts as missing, until a fetch replaces it.
     pub async fn bytes(&self, hash: Hash32, limit: u64) -> Result<Vec<u8>, BlobsError> {
         let size = self.size(hash).await?.ok_or(BlobsError::Missing { hash: Hash::from(hash) })?;
         if size > limit {
             return Err(BlobsError::TooLarge { hash: Hash::from(hash), size, limit });
         }
-        let corrupt = |reason: String| BlobsError::Corrupt { hash: Hash::from(hash), reason };
+        let corrupt = |reason: String| self.mark_damaged(hash.into(), reason);
         let bytes = self.store.blobs().get_bytes(hash).await.map_err(|error| corrupt(format!("{error:#}")))?;
         if blake3::hash(&bytes) != hash {
             return Err(corrupt("the bytes have another hash".into()));
@@ -162,7 +169,8 @@ impl Blobs {
         Ok(bytes.into())
     }
 
-    /// Writes a blob to `path`: the whole, verified and on disk, or nothing. Replaces a file that is there.
+    /// Writes a blob to `path`: the whole, verified and on disk, or nothing. Replaces a file that is there. A blob that turns out to be damaged
+    /// counts as missing from then on, as with [`Blobs::bytes`].
     pub async fn export(&self, hash: Hash32, path: &Path) -> Result<(), BlobsError> {
         if !self.has(hash).await? {
             return Err(BlobsError::Missing { hash: Hash::from(hash) });
@@ -177,10 +185,7 @@ impl Blobs {
         let written = tokio::task::spawn_blocking(move || settle(&partial, &target, &parent, hash)).await;
         match written.map_err(io::Error::other).and_then(|settled| settled).map_err(failed)? {
             true => Ok(()),
-            false => Err(BlobsError::Corrupt {
-                hash: Hash::from(hash),
-                reason: "the exported bytes have another hash".into(),
-            }),
+            false => Err(self.mark_damaged(hash.into(), "the exported bytes have another hash".into())),
         }
     }
 
@@ -242,6 +247,31 @@ impl Blobs {
         if let Err(error) = self.router.shutdown().await {
             tracing::warn!(%error, "the blob endpoint did not stop cleanly");
         }
+    }
+
+    /// The names that begin with `prefix`.
+    pub fn tags(&self, prefix: &str) -> Vec<String> {
+        self.pins.names(prefix)
+    }
+
+    /// Blobs that were found damaged on disk and are not replaced yet.
+    pub fn damaged_blobs(&self) -> HashSet<Hash32> {
+        self.damaged().iter().map(|hash| *hash.as_bytes()).collect()
+    }
+
+    fn is_damaged(&self, hash: &Hash) -> bool {
+        self.damaged().contains(hash)
+    }
+
+    fn mark_damaged(&self, hash: Hash, reason: String) -> BlobsError {
+        tracing::warn!(%hash, reason, "a blob is damaged on disk; it is fetched again where it is needed");
+        self.damaged().insert(hash);
+        BlobsError::Corrupt { hash, reason }
+    }
+
+    fn damaged(&self) -> MutexGuard<'_, HashSet<Hash>> {
+        // Every change is a single call: a panic elsewhere leaves nothing half done.
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets the tag of a blob that `held` protects so far.

@@ -39,6 +39,11 @@ impl Pins {
         state.held.push(held);
     }
 
+    /// The names that begin with `prefix`.
+    pub(super) fn names(&self, prefix: &str) -> Vec<String> {
+        self.state().tags.keys().filter(|name| name.starts_with(prefix)).cloned().collect()
+    }
+
     /// Tags that are about to be dropped.
     pub(super) fn drop_tags(&self, dropped: impl Fn(&str) -> bool) {
         self.state().tags.retain(|name, _| !dropped(name));

@@ -9,23 +9,28 @@ use crate::store::{DataDir, Database};
 ///
 /// The ticket names the run and some of its peers; whoever runs a node gets one from `paris-node status` or `paris-node run`. Nothing is
 /// dialled yet: `paris-node run` or `paris-node sample` will, and will go on trying if no peer answers.
+///
+/// Example: paris-node join paris1onz6qlep...
 #[derive(Args)]
 pub(super) struct Join {
     /// The ticket, beginning with "paris1".
-    ticket: String,
+    ticket: Ticket,
 }
 
 impl Join {
     pub(super) fn run(self, dir: &DataDir) -> anyhow::Result<()> {
-        let ticket: Ticket = self.ticket.parse()?;
+        let ticket = self.ticket;
         dir.init()?;
         let _lock = dir.lock()?;
-        Database::open(dir)?.join(&ticket)?;
-        println!(
-            "joined run {} ({} seeds)\nnext: paris-node run to train, paris-node sample \"PROMPT\" to draw",
-            ticket.run,
-            ticket.seeds.len()
-        );
+        let database = Database::open(dir)?;
+        let before = database.current_run()?.filter(|run| *run != ticket.run);
+        database.join(&ticket)?;
+        let seeds = ticket.seeds.len();
+        println!("joined run {} ({seeds} peer{} to begin with)", ticket.run, if seeds == 1 { "" } else { "s" });
+        if let Some(before) = before {
+            println!("this node was in run {before}: what it has of it stays, and a ticket of that run leads back");
+        }
+        println!("next: paris-node run to train, paris-node sample \"PROMPT\" to draw");
         Ok(())
     }
 }

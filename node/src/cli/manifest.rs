@@ -4,10 +4,9 @@ use std::{net::Ipv4Addr, path::PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use paris_model::data::{Prepared, ShardInfo};
+use paris_model::data::{Prepared, ShardInfo, prepared::FILE_NAME};
 use paris_protocol::{
     codec::Wire,
-    hash::Hash,
     manifest::{
         Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training, Transformer,
     },
@@ -19,6 +18,7 @@ use crate::{
     api::Client,
     blobs::{Blobs, BlobsConfig},
     runtime::{MANIFEST_TAG, recipe, shard_tag},
+    sampling::manifest_from_hex,
     store::{DataDir, Database},
 };
 
@@ -132,6 +132,12 @@ impl New {
     async fn run(self, dir: &DataDir) -> anyhow::Result<()> {
         dir.init()?;
         let _lock = dir.lock()?;
+        if !self.data.join(FILE_NAME).exists() {
+            bail!(
+                "{} holds no prepared data (no {FILE_NAME}): run `paris-node data prepare PICTURES --out {0}` first",
+                self.data.display()
+            );
+        }
         let prepared = Prepared::read(&self.data)?;
         let manifest = self.manifest(&prepared)?;
         manifest.check()?;
@@ -139,27 +145,37 @@ impl New {
             recipe::part_config(&manifest, part).validate().with_context(|| format!("the {part} cannot be built"))?;
         }
         let (run, bytes) = (manifest.id()?, manifest.to_bytes()?);
-        // Nothing is served yet: loopback will do.
-        let bind = vec![(Ipv4Addr::LOCALHOST, 0).into()];
-        let blobs = Blobs::start(BlobsConfig { bind, ..BlobsConfig::new(dir.secret()?, dir.blobs_path()) }).await?;
-        blobs.add_bytes(MANIFEST_TAG, bytes.clone()).await?;
-        let shards = prepared.clusters.iter().flat_map(|cluster| cluster.train.iter().chain(&cluster.held_out));
-        for shard in shards {
-            let (path, hash) = (shard.path(&self.data), shard.hash.parse::<Hash>()?);
-            let stored = blobs.add_file(&shard_tag(&hash), &path).await?;
-            if stored.hash != hash.0 {
+        let size = usize::from(manifest.image.size);
+        for info in shards(&prepared) {
+            let shard = paris_model::data::Shard::read(&info.load(&self.data)?)?;
+            if (shard.len(), shard.height(), shard.width()) != (info.samples, size, size) {
                 bail!(
-                    "{} is not what was prepared: its hash differs. Run `paris-node data prepare` again",
-                    path.display()
+                    "{} says of shard {} what is not in it: it was changed by hand. Run `paris-node data prepare` again",
+                    self.data.join(FILE_NAME).display(),
+                    info.hash
                 );
             }
         }
+        // Nothing is served yet: loopback will do.
+        let bind = vec![(Ipv4Addr::LOCALHOST, 0).into()];
+        let blobs = Blobs::start(BlobsConfig { bind, ..BlobsConfig::new(dir.secret()?, dir.blobs_path()) }).await?;
+        let stored = self.store(&blobs, &prepared, bytes.clone()).await;
         blobs.shutdown().await;
+        stored?;
         let database = Database::open(dir)?;
         database.put_manifest(run, &bytes)?;
         database.join(&Ticket { run, seeds: Vec::new() })?;
         println!("run {} {:?}: {}", run.0, manifest.name, summary(&manifest));
         println!("next: paris-node run, which prints the ticket for everyone else");
+        Ok(())
+    }
+
+    /// Puts the manifest and every shard into the node's blob store.
+    async fn store(&self, blobs: &Blobs, prepared: &Prepared, manifest: Vec<u8>) -> anyhow::Result<()> {
+        blobs.add_bytes(MANIFEST_TAG, manifest).await?;
+        for info in shards(prepared) {
+            blobs.add_file(&shard_tag(&info.hash.parse()?), &info.path(&self.data)).await?;
+        }
         Ok(())
     }
 
@@ -209,6 +225,10 @@ impl New {
     }
 }
 
+fn shards(prepared: &Prepared) -> impl Iterator<Item = &ShardInfo> {
+    prepared.clusters.iter().flat_map(|cluster| cluster.train.iter().chain(&cluster.held_out))
+}
+
 fn shard(info: &ShardInfo) -> anyhow::Result<Shard> {
     Ok(Shard { hash: info.hash.parse()?, bytes: info.bytes, samples: u32::try_from(info.samples)? })
 }
@@ -229,8 +249,8 @@ impl Inspect {
     async fn run(self, dir: &DataDir) -> anyhow::Result<()> {
         let (manifest, ticket) = match Client::of(dir) {
             Some(client) => {
-                let (assembly, status) = (client.assembly().await?, client.status().await?);
-                (crate::sampling::manifest_of(&assembly)?, status.ticket.unwrap_or_default())
+                let (manifest, status) = (client.manifest_hex().await?, client.status().await?);
+                (manifest_from_hex(&manifest)?, status.ticket.unwrap_or_default())
             }
             None => stored(dir)?,
         };

@@ -125,7 +125,8 @@ fn report(error: &anyhow::Error) -> ExitCode {
     let node = error.chain().find_map(|cause| cause.downcast_ref::<NodeError>());
     let code = match (directory, node) {
         (Some(DirectoryError::InUse(_)), _) | (_, Some(NodeError::Directory(DirectoryError::InUse(_)))) => IN_USE,
-        (Some(_), _) | (_, Some(NodeError::Directory(_) | NodeError::NoRun(_) | NodeError::Manifest(_))) => {
+        (Some(_), _)
+        | (_, Some(NodeError::Directory(_) | NodeError::NoRun(_) | NodeError::Manifest(_) | NodeError::Model { .. })) => {
             CONFIGURATION
         }
         (_, Some(NodeError::Halt(_))) => KEY_IN_USE,

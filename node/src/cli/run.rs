@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::{
     api,
-    runtime::{Node, NodeConfig},
+    runtime::{Node, NodeConfig, NodeError},
     store::DataDir,
 };
 
@@ -36,6 +36,10 @@ pub(super) struct Run {
     /// Find peers on the local network by multicast, beside the ticket's.
     #[arg(long)]
     mdns: bool,
+
+    /// MiB of the disk to leave free: with less, and less than the next checkpoints take, the node hands its parts over and stops.
+    #[arg(long, default_value_t = 256, env = "PARIS_DISK_RESERVE", value_name = "MIB")]
+    disk_reserve: u64,
 }
 
 impl Run {
@@ -47,10 +51,11 @@ impl Run {
             capacity: self.capacity,
             mirror_everything: false,
             mdns: self.mdns,
+            disk_reserve: self.disk_reserve.saturating_mul(1 << 20),
         };
-        let mut node = tokio::select! {
-            node = Node::start(config) => node?,
-            () = interrupted() => return Ok(()),
+        let mut node = match Node::start(config, interrupted()).await {
+            Err(NodeError::NoManifest { .. }) => return Ok(()),
+            node => node?,
         };
         let handle = node.handle().clone();
         api::serve(&dir, handle.clone()).await?;

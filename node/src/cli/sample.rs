@@ -1,14 +1,15 @@
 //! `paris-node sample`
 
 use std::{
+    collections::HashSet,
     io::IsTerminal,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
-use clap::Args;
+use anyhow::bail;
+use clap::{Args, builder::RangedU64ValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use paris_model::{
     grid::Grid,
@@ -18,7 +19,7 @@ use paris_model::{
 use crate::{
     api::Client,
     runtime::{Assembly, Node, NodeConfig},
-    sampling::{Drawing, manifest_of},
+    sampling::{Drawing, is_here, manifest_from_hex},
     store::DataDir,
 };
 
@@ -32,15 +33,15 @@ const POLL: Duration = Duration::from_millis(250);
 #[derive(Args)]
 pub(super) struct Sample {
     /// What to draw; several make several rows.
-    #[arg(required = true, value_name = "PROMPT")]
+    #[arg(required = true, value_name = "PROMPT", value_parser = prompt)]
     prompts: Vec<String>,
 
     /// Pictures of each prompt.
-    #[arg(short, long, default_value_t = 4)]
+    #[arg(short, long, default_value_t = 4, value_parser = count(64))]
     n: usize,
 
     /// Euler steps from noise to picture.
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 30, value_parser = count(1000))]
     steps: usize,
 
     /// Strength of classifier-free guidance; 1 is none.
@@ -70,11 +71,9 @@ pub(super) struct Sample {
 
 impl Sample {
     pub(super) async fn run(self, dir: DataDir) -> anyhow::Result<()> {
-        if self.prompts.iter().any(|prompt| prompt.trim().is_empty()) {
-            bail!("a prompt is empty: say what to draw, as in `paris-node sample \"a green apple\"`");
-        }
-        if self.n == 0 || self.steps == 0 {
-            bail!("-n and --steps must be 1 or more");
+        let out = std::path::absolute(&self.out)?;
+        if let Some(folder) = out.parent().filter(|folder| !folder.is_dir()) {
+            bail!("there is no folder {} for the picture: make it, or choose another --out", folder.display());
         }
         let assembly = self.assemble(&dir).await?;
         let drawing = Drawing::open(&assembly)?;
@@ -93,8 +92,8 @@ impl Sample {
             drawing.draw(&captions, &settings, &mut |step, _| bar.set_position(step as u64))
         })?;
         bar.finish_and_clear();
-        Grid { columns: self.n, ..Grid::fitting(captions.len(), drawing.size()) }.write_png(&self.out, &pictures)?;
-        println!("{}", std::path::absolute(&self.out)?.display());
+        Grid { columns: self.n, ..Grid::fitting(captions.len(), drawing.size()) }.write_png(&out, &pictures)?;
+        println!("{}", out.display());
         Ok(())
     }
 
@@ -110,11 +109,10 @@ impl Sample {
                     capacity: Some(0),
                     mirror_everything: true,
                     mdns: false,
+                    disk_reserve: 0,
                 };
-                let started = tokio::time::timeout(Duration::from_secs(self.wait), Node::start(config)).await;
-                let mut node = started.context(
-                    "no peer answers: is anyone of the run online? `paris-node join` takes a fresh ticket",
-                )??;
+                let give_up = tokio::time::sleep(Duration::from_secs(self.wait));
+                let mut node = Node::start(config, give_up).await?;
                 let handle = node.handle().clone();
                 let assembly = self.wait_for(async || Ok(handle.assembly().await?)).await;
                 handle.stop().await;
@@ -127,9 +125,18 @@ impl Sample {
     async fn wait_for(&self, ask: impl AsyncFn() -> anyhow::Result<Assembly>) -> anyhow::Result<Assembly> {
         let until = Instant::now() + Duration::from_secs(self.wait);
         let mut assembly = ask().await?;
-        let parts = manifest_of(&assembly)?.parts().count();
+        let parts = manifest_from_hex(&assembly.manifest)?.parts().count();
         let bar = bar("fetching checkpoints {wide_bar} {pos}/{len} parts", parts as u64)?;
+        let mut checked = HashSet::new();
         loop {
+            for part in &mut assembly.parts {
+                if !checked.contains(&part.weights) {
+                    match is_here(part) {
+                        true => drop(checked.insert(part.weights.clone())),
+                        false => part.path = None,
+                    }
+                }
+            }
             let here = assembly.parts.iter().filter(|part| part.path.is_some()).count();
             bar.set_position(here as u64);
             if here == parts || Instant::now() >= until {
@@ -140,6 +147,19 @@ impl Sample {
             assembly = ask().await?;
         }
     }
+}
+
+/// A prompt that says something.
+fn prompt(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("a prompt must say what to draw, as in `paris-node sample \"a green apple\"`".to_owned()),
+        text => Ok(text.to_owned()),
+    }
+}
+
+/// One or more, within reason: a typing mistake should not ask for all of the machine's memory.
+fn count(most: usize) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=most as u64)
 }
 
 /// A bar on stderr, if a person can see it.

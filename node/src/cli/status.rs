@@ -2,7 +2,11 @@
 
 use anyhow::Context;
 use clap::Args;
-use paris_protocol::manifest::Manifest;
+use paris_protocol::{
+    checkpoint::{Checkpoint, CheckpointId},
+    manifest::Manifest,
+    signed::Verified,
+};
 
 use crate::{
     api::Client,
@@ -12,7 +16,10 @@ use crate::{
 
 /// Show the run as this node sees it: who owns what, how far it is, how good, and how many nodes hold it.
 ///
-/// While the node runs, it answers itself; otherwise what it knew last is shown. `*` marks what this node owns.
+/// While the node runs, it answers itself; otherwise what it knew last is shown. `*` marks what this node owns; "held out" is the loss on pictures
+/// that are never trained on, as first known and now; "here" is the step of the newest checkpoint on this machine.
+///
+/// Example: paris-node status --json
 #[derive(Args)]
 pub(super) struct StatusCommand {
     /// Print JSON, the same structure as the local API's.
@@ -56,29 +63,22 @@ fn last_known(dir: &DataDir) -> anyhow::Result<Status> {
     let manifest = std::sync::Arc::new(Manifest::read(&bytes)?);
     let held: Vec<_> = database.memory(run)?.held.into_iter().map(|(id, _)| id).collect();
     let register = database.register(run, manifest.clone())?;
+    let first_losses = database.first_losses(run, manifest.parts())?;
     status.run_name = manifest.name.clone();
     status.parts = manifest
         .parts()
         .map(|part| {
-            let claim = register.current(part);
-            let best = register.checkpoints(part).first().copied();
+            let holds = |id: CheckpointId| held.contains(&id);
+            let status = |checkpoint: &Verified<Checkpoint>| {
+                CheckpointStatus::of(checkpoint, |id| usize::from(holds(id)), holds)
+            };
+            let known = register.checkpoints(part);
             PartStatus {
-                part: part.name(),
-                owner: claim.map(|claim| claim.author().to_string()),
-                owner_is_live: false,
-                is_mine: claim.is_some_and(|claim| claim.author() == node.id()),
-                term: claim.map_or(0, |claim| claim.term),
-                step: None,
-                loss: None,
-                checkpoint: best.map(|best| CheckpointStatus {
-                    id: best.id().0.to_string(),
-                    step: best.step,
-                    term: best.term,
-                    author: best.author().to_string(),
-                    held_out_loss: best.held_out_loss,
-                    holders: usize::from(held.contains(&best.id())),
-                    held_here: held.contains(&best.id()),
-                }),
+                held_out_first: first_losses.get(&part).copied(),
+                held_out_loss: known.first().map(|best| best.held_out_loss),
+                checkpoint: known.first().copied().map(status),
+                held: known.iter().copied().find(|checkpoint| holds(checkpoint.id())).map(status),
+                ..PartStatus::of_register(&register, part, node.id())
             }
         })
         .collect();

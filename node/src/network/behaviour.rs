@@ -36,6 +36,8 @@ pub(super) struct Behaviour {
     limits: connection_limits::Behaviour,
     pub(super) gossip: Gossip,
     pub(super) requests: request_response::Behaviour<BoundedCodec>,
+    /// Who else is there; see [`super::exchange`].
+    pub(super) exchange: request_response::Behaviour<BoundedCodec>,
     identify: identify::Behaviour,
     // Also keeps the connection's task awake: without traffic of its own gossipsub was seen to sleep on messages.
     ping: ping::Behaviour,
@@ -90,6 +92,7 @@ fn behaviour(
         .with_max_pending_incoming(Some(CONNECTIONS_PENDING_MAX))
         .with_max_pending_outgoing(Some(CONNECTIONS_PENDING_MAX));
     let protocol = StreamProtocol::try_from_owned(format!("{name}/request/1"))?;
+    let exchange = StreamProtocol::try_from_owned(format!("{name}/peers/1"))?;
     let requests = request_response::Config::default()
         .with_request_timeout(REQUEST_TIMEOUT)
         .with_max_concurrent_streams(REQUESTS_PER_CONNECTION_MAX);
@@ -100,7 +103,8 @@ fn behaviour(
     Ok(Behaviour {
         limits: connection_limits::Behaviour::new(limits),
         gossip: gossip::behaviour(key, format!("{name}/gossipsub"), &topic(&config.run))?,
-        requests: request_response::Behaviour::new([(protocol, ProtocolSupport::Full)], requests),
+        requests: request_response::Behaviour::new([(protocol, ProtocolSupport::Full)], requests.clone()),
+        exchange: request_response::Behaviour::new([(exchange, ProtocolSupport::Full)], requests),
         identify: identify::Behaviour::new(
             identify::Config::new(name, key.public())
                 .with_agent_version(concat!("paris-node/", env!("CARGO_PKG_VERSION")).into()),

@@ -1,4 +1,4 @@
-//! Whom to dial, and when: seeds for ever, peers that we met for a while.
+//! Whom to dial, and when: seeds for ever, peers that we met for hours, peers that we only heard of for minutes.
 //!
 //! Pure book-keeping: time is an argument, and the swarm does the dialing.
 
@@ -13,8 +13,12 @@ use libp2p::{Multiaddr, PeerId};
 const KNOWN_PEERS_MAX: usize = 256;
 /// Addresses kept per peer.
 const ADDRESSES_PER_PEER_MAX: usize = 8;
-/// A peer that is no seed is forgotten after so many failures in a row (about two minutes).
+/// A peer that is only heard of is forgotten after so many failures in a row (about two minutes).
 const FAILURES_MAX: u32 = 16;
+/// One that we met, and that may only be asleep, after so many (some hours).
+const FAILURES_OF_MET_MAX: u32 = 2_000;
+/// With so many connections only seeds are dialed: the rest of the room is for those who dial us.
+const CONNECTIONS_WANTED: usize = 16;
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_GROWTH: f64 = 1.25;
 const RETRY_LAST: Duration = Duration::from_secs(10);
@@ -28,6 +32,8 @@ struct Target {
     anonymous: bool,
     addresses: Vec<Multiaddr>,
     seed: bool,
+    /// It once proved to be who it is, at some address.
+    met: bool,
     failures: u32,
     due: Instant,
     attempt: Option<ConnectionId>,
@@ -66,6 +72,7 @@ impl Dialer {
                 anonymous: peer.is_none(),
                 addresses: vec![address],
                 seed: true,
+                met: false,
                 failures: 0,
                 due: now,
                 attempt: None,
@@ -74,7 +81,19 @@ impl Dialer {
         }
     }
 
-    /// Remembers where a peer says it can be found.
+    /// Remembers where a connected peer says it can be found.
+    pub(super) fn meet(&mut self, peer: PeerId, addresses: impl IntoIterator<Item = Multiaddr>, now: Instant) {
+        self.learn(peer, addresses, now);
+        self.targets.iter_mut().filter(|target| target.peer == Some(peer)).for_each(|target| target.met = true);
+    }
+
+    /// The peers that we met, and where.
+    pub(super) fn met(&self) -> impl Iterator<Item = (PeerId, Vec<Multiaddr>)> + '_ {
+        let met = self.targets.iter().filter(|target| target.met && !target.addresses.is_empty());
+        met.filter_map(|target| Some((target.peer?, target.addresses.clone())))
+    }
+
+    /// Remembers where a peer is said to be.
     pub(super) fn learn(&mut self, peer: PeerId, addresses: impl IntoIterator<Item = Multiaddr>, now: Instant) {
         if peer == self.own {
             return;
@@ -90,7 +109,7 @@ impl Dialer {
         let mut fresh = Vec::new();
         addresses.for_each(|address| remember(&mut fresh, address));
         let known = self.targets.iter().filter(|target| !target.seed).count();
-        if fresh.is_empty() || known >= KNOWN_PEERS_MAX {
+        if fresh.is_empty() || (known >= KNOWN_PEERS_MAX && !self.make_room()) {
             return;
         }
         self.targets.push(Target {
@@ -98,11 +117,23 @@ impl Dialer {
             anonymous: false,
             addresses: fresh,
             seed: false,
+            met: false,
             failures: 0,
             due: now,
             attempt: None,
             connected_at: None,
         });
+    }
+
+    /// Forgets the peer that failed most, not under way nor connected; false if none has failed.
+    fn make_room(&mut self) -> bool {
+        let failing = self.targets.iter().enumerate().filter(|(_, target)| !target.seed && target.attempt.is_none());
+        let worst = failing.max_by_key(|(_, target)| target.failures).filter(|(_, target)| target.failures > 0);
+        let found = worst.map(|(index, _)| index);
+        found.is_some_and(|index| {
+            self.targets.remove(index);
+            true
+        })
     }
 
     /// The addresses known for a peer.
@@ -116,23 +147,35 @@ impl Dialer {
         self.targets.retain(|target| target.seed || target.peer.as_ref() != Some(peer));
     }
 
-    /// The dials that are due. Each is under way from here on, until one of the methods below hears of it.
+    /// The dials that are due: every seed, and the others only while connections are wanting, those first that failed least. Each is under way
+    /// from here on, until one of the methods below hears of it.
     pub(super) fn due(&mut self, now: Instant, is_connected: impl Fn(&PeerId) -> bool) -> Vec<DialOpts> {
-        let idle = self.targets.iter_mut().filter(|target| {
-            target.attempt.is_none() && target.due <= now && !target.peer.as_ref().is_some_and(&is_connected)
+        let connected = |target: &Target| target.peer.as_ref().is_some_and(&is_connected);
+        let counted = self.targets.iter().filter(|target| target.attempt.is_some() || connected(target)).count();
+        let mut wanted = CONNECTIONS_WANTED.saturating_sub(counted);
+        let idle = self.targets.iter_mut();
+        let mut idle: Vec<_> =
+            idle.filter(|target| target.attempt.is_none() && target.due <= now && !connected(target)).collect();
+        idle.sort_by_key(|target| (!target.seed, target.failures));
+        idle.retain(|target| {
+            let dialed = target.seed || wanted > 0;
+            wanted = wanted.saturating_sub(1);
+            dialed
         });
-        idle.map(|target| {
-            let dial = match (target.peer, target.anonymous) {
-                (Some(peer), false) => DialOpts::peer_id(peer).addresses(target.addresses.clone()).build(),
-                _ => {
-                    let turn = target.failures as usize % target.addresses.len();
-                    DialOpts::unknown_peer_id().address(target.addresses[turn].clone()).build()
-                }
-            };
-            target.attempt = Some(dial.connection_id());
-            dial
-        })
-        .collect()
+        let dials = idle.into_iter();
+        dials
+            .map(|target| {
+                let dial = match (target.peer, target.anonymous) {
+                    (Some(peer), false) => DialOpts::peer_id(peer).addresses(target.addresses.clone()).build(),
+                    _ => {
+                        let turn = target.failures as usize % target.addresses.len();
+                        DialOpts::unknown_peer_id().address(target.addresses[turn].clone()).build()
+                    }
+                };
+                target.attempt = Some(dial.connection_id());
+                dial
+            })
+            .collect()
     }
 
     /// A dial of ours was not even begun, or came to nothing. `peer` is who answered, where that is known.
@@ -147,7 +190,8 @@ impl Dialer {
             target.peer = peer;
         }
         let complaint = (target.seed && target.failures == 1).then(|| target.addresses[0].clone());
-        self.targets.retain(|target| target.seed || target.failures < FAILURES_MAX);
+        let patience = |target: &Target| if target.met { FAILURES_OF_MET_MAX } else { FAILURES_MAX };
+        self.targets.retain(|target| target.seed || target.failures < patience(target));
         complaint
     }
 
@@ -170,6 +214,7 @@ impl Dialer {
         }
         for target in self.targets.iter_mut().filter(|target| target.peer == Some(peer)) {
             target.connected_at = Some(now);
+            target.met = true;
         }
     }
 
@@ -264,6 +309,31 @@ mod tests {
         assert!(retry_delay(&own, 0) <= RETRY_FIRST);
         assert!((1..1_000).all(|failures| retry_delay(&own, failures) <= RETRY_LAST));
         assert!(retry_delay(&own, u32::MAX) >= Duration::from_secs(6));
+    }
+
+    #[test]
+    fn a_peer_that_was_met_is_dialed_for_hours() {
+        let (mut dialer, peer, mut now) = (Dialer::new(PeerId::random()), PeerId::random(), Instant::now());
+        dialer.meet(peer, [address(2)], now);
+        for _ in 0..10 * FAILURES_MAX {
+            now += RETRY_LAST;
+            let dials = dialer.due(now, |_| false);
+            assert_eq!(dials.len(), 1);
+            dialer.failed(dials[0].connection_id(), None, now);
+        }
+        assert_eq!(dialer.met().collect::<Vec<_>>(), [(peer, vec![address(2)])]);
+    }
+
+    #[test]
+    fn with_enough_connections_only_seeds_are_dialed() {
+        let (mut dialer, seed, now) = seeded();
+        let connected: Vec<_> = (0..CONNECTIONS_WANTED).map(|_| PeerId::random()).collect();
+        let strangers: Vec<_> = (0..3).map(|_| PeerId::random()).collect();
+        connected.iter().chain(&strangers).for_each(|peer| dialer.learn(*peer, [address(2)], now));
+        let dials = dialer.due(now, |peer| connected.contains(peer));
+        assert_eq!(dials.iter().map(|dial| dial.get_peer_id()).collect::<Vec<_>>(), [Some(seed)]);
+        let dials = dialer.due(now, |peer| connected[2..].contains(peer));
+        assert_eq!(dials.len(), 1, "the seed's dial under way counts");
     }
 
     #[test]

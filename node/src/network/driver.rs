@@ -1,6 +1,6 @@
 //! The task that owns the swarm: commands in, events out, and nobody waits for anybody.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -14,6 +14,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::behaviour::{self, Behaviour, BehaviourEvent, run_name};
 use super::dialer::Dialer;
+use super::exchange;
 use super::identity::node_id;
 use super::{GossipToken, NetworkConfig, NetworkError, NetworkEvent, ResponseToken, Verdict};
 use paris_protocol::identity::NodeId;
@@ -22,6 +23,8 @@ use paris_protocol::identity::NodeId;
 const DIAL_TICK: Duration = Duration::from_millis(250);
 /// Requests of ours that wait for an answer.
 const REQUESTS_MAX: usize = 256;
+/// Addresses of met peers that the node is told to remember.
+const KNOWN_ADDRESSES_MAX: usize = 128;
 /// Places in the event channel that gossip and requests leave to the rest.
 const EVENTS_RESERVED: usize = 256;
 /// How long a goodbye may take: closing the connections, then sending what is queued.
@@ -43,6 +46,7 @@ pub(super) enum Command {
 pub(super) struct Status {
     pub(super) addresses: Vec<Multiaddr>,
     pub(super) peers: Vec<NodeId>,
+    pub(super) known: Vec<Multiaddr>,
 }
 
 /// The swarm and its books.
@@ -51,6 +55,8 @@ pub(super) struct Driver {
     run_name: String,
     topic: IdentTopic,
     dialer: Dialer,
+    /// Connected peers on this machine.
+    local: HashSet<PeerId>,
     pending: HashMap<OutboundRequestId, oneshot::Sender<Result<Vec<u8>, String>>>,
     commands: mpsc::Receiver<Command>,
     events: mpsc::Sender<NetworkEvent>,
@@ -74,11 +80,17 @@ impl Driver {
         let mut dialer = Dialer::new(*swarm.local_peer_id());
         let now = Instant::now();
         config.seeds.iter().for_each(|seed| dialer.add_seed(seed.clone(), now));
+        for address in &config.known {
+            if let Some(Protocol::P2p(peer)) = address.iter().last() {
+                dialer.meet(peer, [address.clone()], now);
+            }
+        }
         Ok(Self {
             swarm,
             run_name: run_name(&config.run),
             topic: behaviour::topic(&config.run),
             dialer,
+            local: HashSet::new(),
             pending: HashMap::new(),
             commands,
             events,
@@ -170,9 +182,9 @@ impl Driver {
         if matches!(error, DialError::LocalPeerId { .. }) {
             return self.dialer.is_self(attempt);
         }
-        match self.dialer.failed(attempt, peer, Instant::now()) {
-            Some(seed) => tracing::warn!(%seed, %error, "a seed cannot be reached; trying on in the background"),
-            None => tracing::debug!(?peer, %error, "a dial failed"),
+        tracing::debug!(?peer, %error, "a dial failed");
+        if let Some(seed) = self.dialer.failed(attempt, peer, Instant::now()) {
+            tracing::warn!("the seed {seed} cannot be reached; trying on in the background");
         }
     }
 
@@ -192,17 +204,21 @@ impl Driver {
             SwarmEvent::ListenerClosed { reason: Err(error), .. } => {
                 tracing::error!(%error, "a listener closed: peers cannot reach this node there any more");
             }
-            SwarmEvent::ConnectionEstablished { peer_id, connection_id, .. } => {
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 let Some(node) = node_id(&peer_id) else {
                     self.swarm.disconnect_peer_id(peer_id).ok();
                     return;
                 };
+                if is_loopback(endpoint.get_remote_address()) {
+                    self.local.insert(peer_id);
+                }
                 self.dialer.connected(connection_id, peer_id, Instant::now());
                 self.status.send_modify(|status| status.peers.push(node));
                 self.tell(NetworkEvent::PeerConnected(node));
             }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
                 tracing::debug!(%peer_id, ?cause, "a connection closed");
+                self.local.remove(&peer_id);
                 self.dialer.closed(&peer_id, Instant::now());
                 if let Some(node) = node_id(&peer_id) {
                     self.status.send_modify(|status| status.peers.retain(|peer| *peer != node));
@@ -226,6 +242,7 @@ impl Driver {
                 }
             }
             BehaviourEvent::Requests(event) => self.hear_request(event),
+            BehaviourEvent::Exchange(event) => self.hear_exchange(event),
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
                 self.hear_identity(peer_id, info);
             }
@@ -284,11 +301,50 @@ impl Driver {
             self.swarm.disconnect_peer_id(peer).ok();
             return;
         }
-        // A stranger's claim: addresses of this machine are believed only from this machine, lest it makes us knock
-        // on our own doors.
-        let local = is_loopback(&info.observed_addr);
-        let claimed = info.listen_addrs.into_iter().filter(|address| local || !is_loopback(address));
-        self.dialer.learn(peer, claimed, Instant::now());
+        let claimed: Vec<_> =
+            info.listen_addrs.into_iter().filter(|address| self.is_believable(&peer, address)).collect();
+        self.dialer.meet(peer, claimed, Instant::now());
+        self.note_known();
+        self.swarm.behaviour_mut().exchange.send_request(&peer, Vec::new());
+    }
+
+    /// Answers a peer that asks who else is there, and takes in what others answer.
+    fn hear_exchange(&mut self, event: request_response::Event<Vec<u8>, Vec<u8>>) {
+        use request_response::{Event, Message};
+        match event {
+            Event::Message { peer, message: Message::Request { channel, .. }, .. } => {
+                let connected = self.dialer.met().filter(|(peer, _)| self.swarm.is_connected(peer));
+                let answer = exchange::answer(&peer, connected);
+                if self.swarm.behaviour_mut().exchange.send_response(channel, answer).is_err() {
+                    tracing::debug!(%peer, "a peer that asked for peers is gone");
+                }
+            }
+            Event::Message { peer, message: Message::Response { response, .. }, .. } => {
+                let now = Instant::now();
+                for (other, address) in exchange::read(&response) {
+                    if self.is_believable(&peer, &address) {
+                        self.dialer.learn(other, [address], now);
+                    }
+                }
+            }
+            Event::OutboundFailure { .. } | Event::InboundFailure { .. } | Event::ResponseSent { .. } => {}
+        }
+    }
+
+    /// Addresses of this machine are believed only from this machine, lest a stranger makes us knock on our own doors.
+    fn is_believable(&self, source: &PeerId, address: &Multiaddr) -> bool {
+        self.local.contains(source) || !is_loopback(address)
+    }
+
+    /// Lets the node see whom to remember: peers that proved who they are, those connected now first.
+    fn note_known(&mut self) {
+        let mut met: Vec<_> = self.dialer.met().collect();
+        met.sort_by_key(|(peer, _)| !self.swarm.is_connected(peer));
+        let named = |(peer, addresses): (PeerId, Vec<Multiaddr>)| {
+            addresses.into_iter().map(move |address| address.with(Protocol::P2p(peer)))
+        };
+        let known = met.into_iter().flat_map(named).take(KNOWN_ADDRESSES_MAX).collect();
+        self.status.send_modify(|status| status.known = known);
     }
 
     /// Hands an event to the node. Lifecycle events are lost only when even the reserve is used up.

@@ -12,6 +12,7 @@ mod behaviour;
 mod codec;
 mod dialer;
 mod driver;
+mod exchange;
 mod gossip;
 mod identity;
 
@@ -42,6 +43,8 @@ pub struct NetworkConfig {
     pub listen: Vec<Multiaddr>,
     /// Whom to dial, for ever; with or without `/p2p/` suffix. This node itself among them is skipped.
     pub seeds: Vec<Multiaddr>,
+    /// Peers met in earlier runs of the program, each address with `/p2p/` suffix: dialed as those that are met now.
+    pub known: Vec<Multiaddr>,
     /// Look for peers on the local network.
     pub mdns: bool,
 }
@@ -107,7 +110,7 @@ pub enum NetworkError {
     #[error("the network could not be set up: {0}")]
     Transport(String),
     /// A listen address cannot be used.
-    #[error("cannot listen on {address}: {reason}; is the port taken by another node?")]
+    #[error("cannot listen on {address}: {reason}. If another node has the port, choose one with --port, or 0 for any")]
     Listen {
         /// The address from the configuration.
         address: Multiaddr,
@@ -218,6 +221,11 @@ impl Network {
     /// The peers with which a connection stands. Events may be lost when the node is slow; this is the truth.
     pub fn connected_peers(&self) -> Vec<NodeId> {
         self.status.borrow().peers.clone()
+    }
+
+    /// Addresses of peers that proved who they are, each with `/p2p/` suffix, at most 128: for the next start.
+    pub fn known_addresses(&self) -> Vec<Multiaddr> {
+        self.status.borrow().known.clone()
     }
 
     /// Says goodbye to every peer and stops the swarm; takes at most about 300 ms.

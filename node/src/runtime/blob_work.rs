@@ -22,15 +22,18 @@ use paris_protocol::{
     ticket::{Seed, Ticket},
 };
 
-use super::{addresses, driver::size_limits, recipe, trainer::Job};
+use super::{AssembledPart, addresses, recipe, trainer::Job};
 use crate::blobs::{Blobs, BlobsError, FetchRequest, Size};
 
 /// Tags of blobs whose checkpoint has no name yet.
-const NEW: &str = "new/";
+pub(super) const NEW: &str = "new/";
 /// Attempts to gather a part's shards before the part is given back.
 const GATHER_ATTEMPTS: u32 = 5;
 /// Between two of them.
 const GATHER_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long exported weights are kept when they are needed no more.
+const EXPORT_KEPT: Duration = Duration::from_secs(3600);
 
 /// Cheap to clone; every clone works on the same store.
 #[derive(Clone)]
@@ -88,7 +91,7 @@ impl BlobWork {
         tokio::spawn(async move {
             let named = async {
                 for (name, hash) in [("weights", weights), ("state", state)] {
-                    blobs.tag(&format!("checkpoint/{}/{name}", id.0), hash.0).await?;
+                    blobs.tag(&format!("{}{name}", checkpoint_tags(id)), hash.0).await?;
                     blobs.untag(&format!("{NEW}{hash}")).await?;
                 }
                 Ok::<_, BlobsError>(())
@@ -99,11 +102,17 @@ impl BlobWork {
         });
     }
 
+    /// True if one of the checkpoint's blobs was found damaged on disk.
+    pub(super) fn is_damaged(&self, checkpoint: &Checkpoint) -> bool {
+        let damaged = self.blobs.damaged_blobs();
+        [checkpoint.weights, checkpoint.state].iter().any(|blob| damaged.contains(&blob.hash.0))
+    }
+
     /// Lets go of a checkpoint's blobs.
     pub(super) fn forget(&self, id: CheckpointId) {
         let blobs = self.blobs.clone();
         tokio::spawn(async move {
-            if let Err(error) = blobs.untag_prefix(&format!("checkpoint/{}/", id.0)).await {
+            if let Err(error) = blobs.untag_prefix(&checkpoint_tags(id)).await {
                 tracing::warn!("a checkpoint that is needed no more stays on disk: {error}");
             }
         });
@@ -129,7 +138,7 @@ impl BlobWork {
                 hash: blob.hash.0,
                 size: Size::Exactly(blob.bytes),
                 providers: providers.clone(),
-                tag: format!("checkpoint/{}/{name}", id.0),
+                tag: format!("{}{name}", checkpoint_tags(id)),
             };
             self.blobs.fetch(request).await.map_err(|error| {
                 tracing::info!("the {name} of {} could not be fetched: {error}", checkpoint.part);
@@ -225,8 +234,18 @@ impl BlobWork {
         }
     }
 
+    /// Exports the weights of every part that is here, and removes what earlier assemblies left.
+    pub(super) async fn export_all(&self, parts: &mut [AssembledPart]) {
+        let mut named = Vec::new();
+        for part in parts {
+            part.path = self.export(&part.weights).await;
+            named.extend(part.path.clone());
+        }
+        remove_old_exports(&self.weights_dir, &named);
+    }
+
     /// Writes weights that are in the store where a sampling process can read them. None while they are not here.
-    pub(super) async fn export(&self, weights: &str) -> Option<PathBuf> {
+    async fn export(&self, weights: &str) -> Option<PathBuf> {
         let path = self.weights_dir.join(format!("{weights}.safetensors"));
         if path.exists() {
             return Some(path);
@@ -243,7 +262,33 @@ impl BlobWork {
     }
 }
 
+/// What the names of a checkpoint's blobs in the blob store begin with.
+pub(super) fn checkpoint_tags(id: CheckpointId) -> String {
+    format!("checkpoint/{}/", id.0)
+}
+
 /// The name under which the blob store keeps a shard.
 pub(crate) fn shard_tag(hash: &Hash) -> String {
     format!("shard/{hash}")
+}
+
+/// Removes exported weights that no assembly has named for a while; a sampling process may still read the last ones.
+fn remove_old_exports(folder: &Path, named: &[PathBuf]) {
+    let is_old = |path: &Path| {
+        let modified = path.metadata().and_then(|it| it.modified()).ok();
+        modified.and_then(|it| it.elapsed().ok()).is_some_and(|age| age > EXPORT_KEPT)
+    };
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_file() && !named.contains(&path) && is_old(&path) {
+            // Another call may have been faster.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// The most bytes that the weights and the resumable state of a part can have: parameters, moments, averages and some header.
+pub(super) fn size_limits(config: &PartConfig) -> (u64, u64) {
+    let parameters = 4 * config.parameter_count() as u64;
+    (parameters + (1 << 20), 4 * parameters + (2 << 20))
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Instant};
 
-use paris_model::config::PartConfig;
+use libp2p::Multiaddr;
 use paris_protocol::{
     agent::{Action, Agent, FetchFailure, Made, Verdict},
     checkpoint::{Checkpoint, CheckpointId},
@@ -17,20 +17,23 @@ use tokio::{
 };
 
 use super::{
-    AssembledPart, Assembly, Call, NodeError,
+    AssembledPart, Assembly, Call, NodeError, Room,
     blob_work::BlobWork,
+    recipe,
     trainer::{self, Job, TrainerEvent, TrainerHandle},
 };
 use crate::{
     network::{Network, NetworkEvent},
     status::{CheckpointStatus, PartStatus, Status},
-    store::Database,
+    store::{Database, DatabaseError, HeldOutLoss},
 };
 
 /// Trainer events that may wait for the driver.
 const TRAINER_EVENTS_MAX: usize = 32;
 /// How long trainers may take for their last checkpoint when the node stops.
 const STOP_PATIENCE: Time = Time::from_secs(25);
+/// Between two looks at the held-out losses.
+const LOOK_EVERY: Time = Time::from_secs(1);
 
 /// What a background task brought.
 enum Done {
@@ -59,9 +62,18 @@ pub(super) struct Driver {
     to_driver: mpsc::Sender<TrainerEvent>,
     training: HashMap<Part, Training>,
     tasks: JoinSet<Done>,
+    /// The earliest held-out loss known of each part.
+    first_losses: HashMap<Part, HeldOutLoss>,
+    /// When to look for earlier ones.
+    next_look: Time,
+    /// Peers' addresses as they are kept.
+    known: Vec<Multiaddr>,
     started: Instant,
     /// Since when the node is stopping.
     stopping: Option<Time>,
+    room: Room,
+    /// Why the node stops, if not because it was asked to.
+    full: Option<NodeError>,
 }
 
 impl Driver {
@@ -72,9 +84,11 @@ impl Driver {
         network_events: mpsc::Receiver<NetworkEvent>,
         work: BlobWork,
         calls: mpsc::Receiver<Call>,
-    ) -> Self {
+        room: Room,
+    ) -> Result<Self, DatabaseError> {
         let (to_driver, trainer_events) = mpsc::channel(TRAINER_EVENTS_MAX);
-        Self {
+        let first_losses = database.first_losses(agent.run(), agent.manifest().parts())?;
+        Ok(Self {
             agent,
             database,
             network,
@@ -85,9 +99,14 @@ impl Driver {
             to_driver,
             training: HashMap::new(),
             tasks: JoinSet::new(),
+            first_losses,
+            next_look: Time::ZERO,
+            known: Vec::new(),
             started: Instant::now(),
             stopping: None,
-        }
+            room,
+            full: None,
+        })
     }
 
     /// Runs until the node is told to stop, or must.
@@ -119,7 +138,7 @@ impl Driver {
             }
             self.settle().await?;
             if self.has_stopped() {
-                return Ok(());
+                return self.full.take().map_or(Ok(()), Err);
             }
         }
     }
@@ -134,6 +153,13 @@ impl Driver {
         self.agent.tick(self.now());
         for action in self.agent.take_actions() {
             self.carry_out(action).await?;
+        }
+        if self.now() >= self.next_look {
+            self.next_look = self.now() + LOOK_EVERY;
+            self.note_losses()?;
+            self.drop_damaged()?;
+            self.remember_peers()?;
+            self.heed_the_disk();
         }
         Ok(())
     }
@@ -298,19 +324,25 @@ impl Driver {
                 self.agent.mirror_everything();
                 drop(answer.send(self.assembly()));
             }
-            Some(Call::Stop) | None if self.stopping.is_none() => {
-                self.stopping = Some(self.now());
-                self.agent.leave(self.now());
-            }
+            Some(Call::Stop) | None if self.stopping.is_none() => self.stop(),
             Some(Call::Stop) | None => {}
         }
     }
 
-    /// A stopping node waits for the last checkpoints of its trainers, but not for ever.
+    /// A stopping node waits for the last checkpoints of its trainers, and until a peer has fetched them, but not for ever.
     fn has_stopped(&self) -> bool {
         let Some(since) = self.stopping else { return false };
         let idle = self.training.is_empty() && self.tasks.is_empty() && self.trainer_events.is_empty();
-        idle || self.now() > since + STOP_PATIENCE
+        (idle && self.has_handed_over()) || self.now() > since + STOP_PATIENCE
+    }
+
+    /// True if every part's best checkpoint that was made here is held by some other node too, or there is no other node.
+    fn has_handed_over(&self) -> bool {
+        let alone = self.agent.peers().values().all(|peer| peer.presence.capacity == 0);
+        let mine = |checkpoint: &&Verified<Checkpoint>| checkpoint.author() == self.agent.id();
+        let best = self.agent.manifest().parts().filter_map(|part| self.agent.best(part)).filter(mine);
+        let held_elsewhere = |id| self.agent.holders(id) > usize::from(self.agent.holds(id));
+        alone || best.map(|checkpoint| checkpoint.id()).all(held_elsewhere)
     }
 
     fn assembly(&self) -> Assembly {
@@ -350,32 +382,78 @@ impl Driver {
 
     fn part_status(&self, part: Part) -> PartStatus {
         let agent = &self.agent;
-        let claim = agent.register().current(part);
         let progress = agent.progress(part);
-        let checkpoint = agent.best(part).map(|best| CheckpointStatus {
-            id: best.id().0.to_string(),
-            step: best.step,
-            term: best.term,
-            author: best.author().to_string(),
-            held_out_loss: best.held_out_loss,
-            holders: agent.holders(best.id()),
-            held_here: agent.holds(best.id()),
-        });
+        let status = |checkpoint: &Verified<Checkpoint>| {
+            CheckpointStatus::of(checkpoint, |id| agent.holders(id), |id| agent.holds(id))
+        };
+        let best = agent.best(part);
+        let held = agent.register().checkpoints(part).into_iter().find(|checkpoint| agent.holds(checkpoint.id()));
+        let measured = progress.map(|progress| progress.held_out_loss).filter(|loss| loss.is_finite());
         PartStatus {
-            part: part.name(),
-            owner: claim.map(|claim| claim.author().to_string()),
             owner_is_live: agent.owner_is_live(self.now(), part),
-            is_mine: claim.is_some_and(|claim| claim.author() == agent.id()),
-            term: claim.map_or(0, |claim| claim.term),
             step: progress.map(|progress| progress.step),
             loss: progress.map(|progress| progress.loss),
-            checkpoint,
+            held_out_first: self.first_losses.get(&part).copied(),
+            held_out_loss: measured.or(best.map(|best| best.held_out_loss)),
+            checkpoint: best.map(status),
+            held: held.map(status),
+            ..PartStatus::of_register(agent.register(), part, agent.id())
         }
     }
-}
 
-/// The most bytes that the weights and the resumable state of a part can have: parameters, moments, averages and some header.
-pub(super) fn size_limits(config: &PartConfig) -> (u64, u64) {
-    let parameters = 4 * config.parameter_count() as u64;
-    (parameters + (1 << 20), 4 * parameters + (2 << 20))
+    /// Keeps the earliest held-out loss heard of each part, so that the operator sees whether it falls.
+    fn note_losses(&mut self) -> Result<(), NodeError> {
+        for part in self.agent.manifest().clone().parts() {
+            let said = self.agent.progress(part).map(|it| HeldOutLoss { step: it.step, loss: it.held_out_loss });
+            let best = self.agent.best(part).map(|it| HeldOutLoss { step: it.step, loss: it.held_out_loss });
+            let seen = [said, best].into_iter().flatten().filter(|it| it.loss.is_finite()).min_by_key(|it| it.step);
+            let known = self.first_losses.get(&part).map_or(u64::MAX, |first| first.step);
+            if let Some(seen) = seen.filter(|seen| seen.step < known) {
+                self.database.put_first_loss(self.agent.run(), part, &seen)?;
+                self.first_losses.insert(part, seen);
+            }
+        }
+        Ok(())
+    }
+
+    /// A checkpoint that turned out to be damaged on disk is held no more, so that the agent fetches it again.
+    fn drop_damaged(&mut self) -> Result<(), NodeError> {
+        let held = |it: &&Verified<Checkpoint>| self.work.is_damaged(it) && self.agent.holds(it.id());
+        let checkpoints = |part| self.agent.register().checkpoints(part).into_iter().filter(held).map(|it| it.id());
+        let damaged: Vec<_> = self.agent.manifest().parts().flat_map(checkpoints).collect();
+        for id in damaged {
+            self.database.forget(self.agent.run(), id)?;
+            self.agent.lost(self.now(), id);
+        }
+        Ok(())
+    }
+
+    /// Keeps where peers were met, so that the next start does not hang on the seeds.
+    fn remember_peers(&mut self) -> Result<(), NodeError> {
+        let known = self.network.known_addresses();
+        if !known.is_empty() && known != self.known {
+            let texts: Vec<_> = known.iter().map(ToString::to_string).collect();
+            self.database.put_known_addresses(self.agent.run(), &texts)?;
+            self.known = known;
+        }
+        Ok(())
+    }
+
+    /// While there is still room for the last checkpoints, the node stops in order; later it would have to stop in the middle.
+    fn heed_the_disk(&mut self) {
+        let manifest = self.agent.manifest().clone();
+        let parts = self.training.keys().map(|part| recipe::part_config(&manifest, *part));
+        if self.stopping.is_none()
+            && let Err(full) = self.room.check(parts)
+        {
+            tracing::error!("stopping: {full}");
+            self.full = Some(full);
+            self.stop();
+        }
+    }
+
+    fn stop(&mut self) {
+        self.stopping = Some(self.now());
+        self.agent.leave(self.now());
+    }
 }

@@ -4,10 +4,12 @@ mod addresses;
 mod blob_work;
 mod driver;
 pub mod recipe;
+mod reconcile;
 mod trainer;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use paris_model::config::PartConfig;
 use paris_protocol::{
     agent::{Agent, Mirror, Settings},
     codec::Wire,
@@ -21,12 +23,15 @@ use tokio::{
 };
 
 pub(crate) use self::blob_work::shard_tag;
-use self::{blob_work::BlobWork, driver::Driver};
+use self::{
+    blob_work::{BlobWork, size_limits},
+    driver::Driver,
+};
 use crate::{
     blobs::{Blobs, BlobsConfig, BlobsError, FetchRequest, Size},
     network::{Network, NetworkConfig, NetworkError},
     status::Status,
-    store::{DataDir, Database, DatabaseError, DirLock, DirectoryError},
+    store::{DataDir, Database, DatabaseError, DirLock, DirectoryError, free_bytes},
 };
 
 /// Calls that may wait for the driver at once.
@@ -51,6 +56,8 @@ pub struct NodeConfig {
     pub mirror_everything: bool,
     /// Find peers on the local network.
     pub mdns: bool,
+    /// Bytes of the disk that are left free: below it and the room that the next checkpoints take, the node stops.
+    pub disk_reserve: u64,
 }
 
 /// A node that cannot start or go on.
@@ -71,6 +78,42 @@ pub enum NodeError {
     /// The run's manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// The manifest reads, but asks for a model that cannot be.
+    #[error(
+        "the run's manifest asks for a model of {part} that cannot be built: {reason}. Whoever made the run must make another"
+    )]
+    Model {
+        /// The part.
+        part: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Nobody delivered the manifest in time.
+    #[error(
+        "nothing is known of run {run} here yet, and none of the {seeds} peers that its ticket names answers: is anyone of the run online, and can \
+         this machine reach them? A fresh ticket from a running node (`paris-node status`) names peers that are there now"
+    )]
+    NoManifest {
+        /// The run.
+        run: RunId,
+        /// Peers that the ticket names.
+        seeds: usize,
+    },
+    /// Too little room to go on.
+    #[error(
+        "the disk of {path} has {} MiB free, and {} MiB are needed for the next checkpoints and the reserve: make room and start the node again. \
+         Nothing is lost: its parts were released, and go on from their last checkpoints",
+        .free >> 20,
+        (.needed >> 20) + 1
+    )]
+    DiskFull {
+        /// The data directory.
+        path: PathBuf,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that are needed.
+        needed: u64,
+    },
     /// No run was joined.
     #[error("{0} belongs to no run yet: `paris-node join TICKET`, or `paris-node manifest new` for a run of your own")]
     NoRun(PathBuf),
@@ -130,14 +173,17 @@ impl NodeHandle {
         answered.await.map_err(|_| NodeError::Stopped)
     }
 
+    /// The run's manifest, as its bytes in hexadecimal.
+    pub fn manifest_hex(&self) -> String {
+        self.work.manifest_hex()
+    }
+
     /// Keeps the weights of every part from now on, and says which are here. Ask again while some are being fetched.
     pub async fn assembly(&self) -> Result<Assembly, NodeError> {
         let (answer, answered) = oneshot::channel();
         self.calls.send(Call::Assembly(answer)).await.map_err(|_| NodeError::Stopped)?;
         let mut assembly = answered.await.map_err(|_| NodeError::Stopped)?;
-        for part in &mut assembly.parts {
-            part.path = self.work.export(&part.weights).await;
-        }
+        self.work.export_all(&mut assembly.parts).await;
         Ok(assembly)
     }
 
@@ -157,9 +203,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node on its data directory's current run. The manifest is fetched from the ticket's seeds if it is not here yet, however
-    /// long that takes: an unreachable seed is no reason to give up.
-    pub async fn start(config: NodeConfig) -> Result<Self, NodeError> {
+    /// Starts a node on its data directory's current run. The manifest is fetched from the ticket's seeds if it is not here yet, as long as
+    /// `give_up` has not come: an unreachable seed alone is no reason to.
+    pub async fn start(config: NodeConfig, give_up: impl Future<Output = ()>) -> Result<Self, NodeError> {
         let lock = config.dir.lock()?;
         let secret = config.dir.secret()?;
         let database = Database::open(&config.dir)?;
@@ -172,30 +218,58 @@ impl Node {
             ..BlobsConfig::new(secret, config.dir.blobs_path())
         };
         let blobs = Blobs::start(blobs_config).await?;
+        let started = Self::start_with(config, secret, database, ticket, blobs.clone(), give_up).await;
+        match started {
+            Ok((handle, driver)) => Ok(Self { handle, driver, run, _lock: lock }),
+            Err(error) => {
+                blobs.shutdown().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The rest of the start, when the blob store is open and must be closed should anything fail.
+    async fn start_with(
+        config: NodeConfig,
+        secret: [u8; 32],
+        database: Database,
+        ticket: Ticket,
+        blobs: Blobs,
+        give_up: impl Future<Output = ()>,
+    ) -> Result<(NodeHandle, JoinHandle<Result<(), NodeError>>), NodeError> {
+        let run = ticket.run;
         for seed in &ticket.seeds {
             blobs.learn(seed.node, seed.blobs.clone());
         }
-        let manifest = Arc::new(fetch_manifest(&database, &blobs, &ticket).await?);
+        let manifest = tokio::select! {
+            manifest = fetch_manifest(&database, &blobs, &ticket) => Arc::new(manifest?),
+            () = give_up => return Err(NodeError::NoManifest { run, seeds: ticket.seeds.len() }),
+        };
+        for part in manifest.parts() {
+            let valid = recipe::part_config(&manifest, part).validate();
+            valid.map_err(|error| NodeError::Model { part: part.name(), reason: error.to_string() })?;
+        }
+        let capacity = config.capacity.unwrap_or(manifest.clusters.len() as u16 + 1);
+        let room = Room { path: config.dir.root().to_owned(), reserve: config.disk_reserve };
+        // One part will do to begin with: the driver looks again as parts come.
+        room.check(manifest.parts().take(capacity.min(1).into()).map(|part| recipe::part_config(&manifest, part)))?;
 
         let listen = addresses::listen_on(config.host, config.port);
         let seeds = addresses::of_seeds(&ticket);
-        let network_config = NetworkConfig { secret, run: run.0.0, listen, seeds, mdns: config.mdns };
-        let (network, network_events) = Network::start(network_config)?;
-
-        let settings = Settings {
-            capacity: config.capacity.unwrap_or(manifest.clusters.len() as u16 + 1),
-            mirror: if config.mirror_everything { Mirror::Everything } else { Mirror::Replicas },
-        };
+        let known = database.known_addresses(run)?.iter().filter_map(|text| text.parse().ok()).collect();
+        let network_config = NetworkConfig { secret, run: run.0.0, listen, seeds, known, mdns: config.mdns };
+        let memory = reconcile::reconcile(&database, &blobs, run, &manifest).await?;
+        let mirror = if config.mirror_everything { Mirror::Everything } else { Mirror::Replicas };
+        let settings = Settings { capacity, mirror };
         let boot = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64);
-        let memory = database.memory(run)?;
         let keypair = config.dir.keypair()?;
         let agent = Agent::new(Duration::ZERO, keypair, manifest.clone(), settings, boot, memory)?;
+        let (network, network_events) = Network::start(network_config)?;
 
         let (calls, call_queue) = mpsc::channel(CALLS_MAX);
         let work = BlobWork::new(blobs, manifest, ticket, config.dir.weights_path());
-        let driver = Driver::new(agent, database, network, network_events, work.clone(), call_queue);
-        let driver = tokio::spawn(driver.run());
-        Ok(Self { handle: NodeHandle { calls, work }, driver, run, _lock: lock })
+        let driver = Driver::new(agent, database, network, network_events, work.clone(), call_queue, room)?;
+        Ok((NodeHandle { calls, work }, tokio::spawn(driver.run())))
     }
 
     /// Talks to the node.
@@ -213,6 +287,24 @@ impl Node {
         match (&mut self.driver).await {
             Ok(outcome) => outcome,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+}
+
+/// How much of the disk may be used.
+struct Room {
+    path: PathBuf,
+    reserve: u64,
+}
+
+impl Room {
+    /// An error if the disk has not room for a checkpoint of each of these parts above the reserve.
+    fn check(&self, parts: impl Iterator<Item = PartConfig>) -> Result<(), NodeError> {
+        let checkpoints = parts.map(|config| size_limits(&config)).map(|(weights, state)| weights + state);
+        let needed = self.reserve.saturating_add(checkpoints.sum());
+        match free_bytes(&self.path) {
+            Some(free) if free < needed => Err(NodeError::DiskFull { path: self.path.clone(), free, needed }),
+            _ => Ok(()),
         }
     }
 }

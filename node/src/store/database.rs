@@ -1,6 +1,6 @@
 //! The node's database: small, durable, crash-safe.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use paris_protocol::{
     agent::{LogEntry, Memory},
@@ -9,11 +9,13 @@ use paris_protocol::{
     codec::{CodecError, Wire},
     hash::Hash,
     manifest::{Manifest, RunId},
+    part::Part,
     register::{Records, Register},
-    signed::Signed,
+    signed::{Signed, Verified},
     ticket::Ticket,
 };
 use redb::{ReadableDatabase, TableDefinition};
+use serde::{Deserialize, Serialize};
 
 use super::DataDir;
 
@@ -27,10 +29,21 @@ const CLAIM_LOG: Table = TableDefinition::new("claim-log");
 const CLAIMS: Table = TableDefinition::new("claims");
 const CHECKPOINTS: Table = TableDefinition::new("checkpoints");
 const HELD: Table = TableDefinition::new("held");
-const TABLES: [Table; 7] = [META, MANIFESTS, TICKETS, CLAIM_LOG, CLAIMS, CHECKPOINTS, HELD];
+const FIRST_LOSSES: Table = TableDefinition::new("first-losses");
+const KNOWN_PEERS: Table = TableDefinition::new("known-peers");
+const TABLES: [Table; 9] = [META, MANIFESTS, TICKETS, CLAIM_LOG, CLAIMS, CHECKPOINTS, HELD, FIRST_LOSSES, KNOWN_PEERS];
 
 /// The layout that this code reads and writes.
 const LAYOUT: &[u8] = b"1";
+
+/// A part's loss on its held-out shards at some step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeldOutLoss {
+    /// Optimiser steps.
+    pub step: u64,
+    /// The loss.
+    pub loss: f32,
+}
 
 /// A database that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +135,43 @@ impl Database {
         Ok(self.write(HELD, &key(run, id.0), None).map_err(Box::new)?)
     }
 
+    /// Keeps the earliest held-out loss known of a part.
+    pub fn put_first_loss(&self, run: RunId, part: Part, first: &HeldOutLoss) -> Result<(), DatabaseError> {
+        let value = [&first.step.to_le_bytes()[..], &first.loss.to_le_bytes()].concat();
+        self.put(FIRST_LOSSES, &part_key(run, part), &value)
+    }
+
+    /// The earliest held-out loss known of each part.
+    pub fn first_losses(
+        &self,
+        run: RunId,
+        parts: impl Iterator<Item = Part>,
+    ) -> Result<HashMap<Part, HeldOutLoss>, DatabaseError> {
+        let mut losses = HashMap::new();
+        for part in parts {
+            let value = self.get(FIRST_LOSSES, &part_key(run, part))?;
+            let read = |value: &[u8]| {
+                let (step, loss) = (value.first_chunk()?, value.last_chunk()?);
+                Some(HeldOutLoss { step: u64::from_le_bytes(*step), loss: f32::from_le_bytes(*loss) })
+            };
+            if let Some(first) = value.as_deref().and_then(read) {
+                losses.insert(part, first);
+            }
+        }
+        Ok(losses)
+    }
+
+    /// Keeps where peers of a run were met, in place of what was kept before.
+    pub fn put_known_addresses(&self, run: RunId, addresses: &[String]) -> Result<(), DatabaseError> {
+        self.put(KNOWN_PEERS, &run.0.0, addresses.join("\n").as_bytes())
+    }
+
+    /// Where peers of a run were met.
+    pub fn known_addresses(&self, run: RunId) -> Result<Vec<String>, DatabaseError> {
+        let text = self.get(KNOWN_PEERS, &run.0.0)?.unwrap_or_default();
+        Ok(String::from_utf8_lossy(&text).lines().map(str::to_owned).collect())
+    }
+
     /// Everything that the agent of a run should know at its start.
     pub fn memory(&self, run: RunId) -> Result<Memory, DatabaseError> {
         let mut memory = Memory::default();
@@ -145,13 +195,30 @@ impl Database {
     pub fn register(&self, run: RunId, manifest: Arc<Manifest>) -> Result<Register, DatabaseError> {
         let records = self.memory(run)?.records;
         let mut register = Register::new(run, manifest);
-        for claim in records.claims.into_iter().filter_map(|claim| claim.verify(run).ok()) {
+        let mut claims: Vec<_> = records.claims.into_iter().filter_map(|claim| claim.verify(run).ok()).collect();
+        // They lie here by their hashes, and the register takes a claim only after the one that it follows.
+        claims.sort_by_key(|claim| claim.term);
+        for claim in claims {
             register.merge_claim(claim);
         }
         for checkpoint in records.checkpoints.into_iter().filter_map(|checkpoint| checkpoint.verify(run).ok()) {
             register.merge_checkpoint(checkpoint);
         }
         Ok(register)
+    }
+
+    /// Drops the checkpoint records that the register lists no more, so that they do not grow for ever.
+    pub fn prune_checkpoints(&self, run: RunId, register: &Register) -> Result<(), DatabaseError> {
+        let mut surplus = Vec::new();
+        for (name, bytes) in self.entries(CHECKPOINTS, run)? {
+            let records = Records::from_bytes(&bytes)?.checkpoints;
+            let listed =
+                |checkpoint: &Verified<Checkpoint>| register.checkpoint(checkpoint.part, checkpoint.id()).is_some();
+            if !records.into_iter().filter_map(|record| record.verify(run).ok()).any(|checkpoint| listed(&checkpoint)) {
+                surplus.push(key(run, name));
+            }
+        }
+        Ok(self.remove(CHECKPOINTS, &surplus).map_err(Box::new)?)
     }
 
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), DatabaseError> {
@@ -176,6 +243,18 @@ impl Database {
                 Some(value) => table.insert(key, value)?,
                 None => table.remove(key)?,
             };
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// Removes entries, all or none.
+    fn remove(&self, table: Table, keys: &[Vec<u8>]) -> Result<(), redb::Error> {
+        let transaction = self.redb.begin_write()?;
+        {
+            let mut table = transaction.open_table(table)?;
+            for key in keys {
+                table.remove(key.as_slice())?;
+            }
         }
         Ok(transaction.commit()?)
     }
@@ -214,6 +293,10 @@ fn key(run: RunId, id: Hash) -> Vec<u8> {
     [run.0.0, id.0].concat()
 }
 
+fn part_key(run: RunId, part: Part) -> Vec<u8> {
+    [&run.0.0, part.name().as_bytes()].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,6 +316,7 @@ mod tests {
             database.hold(run, id, true).unwrap();
             database.hold(other, id, true).unwrap();
             database.forget(other, id).unwrap();
+            database.put_first_loss(run, Part::Router, &HeldOutLoss { step: 3, loss: 1.5 }).unwrap();
         }
         let database = Database::open(&dir).unwrap();
         assert_eq!(database.current_run().unwrap(), Some(run));
@@ -241,6 +325,10 @@ mod tests {
         assert_eq!(memory.log, vec![entry]);
         assert_eq!(memory.held, vec![(id, true)]);
         assert!(database.memory(other).unwrap().held.is_empty());
+        let parts = || [Part::Expert(0), Part::Router].into_iter();
+        let first = HashMap::from([(Part::Router, HeldOutLoss { step: 3, loss: 1.5 })]);
+        assert_eq!(database.first_losses(run, parts()).unwrap(), first);
+        assert!(database.first_losses(other, parts()).unwrap().is_empty());
     }
 
     #[test]

@@ -13,16 +13,18 @@ use paris_protocol::identity::Keypair;
 pub enum DirectoryError {
     /// The operating system refused.
     #[error(
-        "{path}: {source}. Check that the disk has room and that this user may write there, or choose another --data-dir"
+        "cannot use {path}: {error}. Check that the disk has room and that this user may write there, or choose another --data-dir"
     )]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What the operating system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// Nothing was initialised here.
-    #[error("{0} holds no node key: run `paris-node init` first")]
+    #[error(
+        "{0} is no node's data directory: run `paris-node init` or `paris-node join TICKET` first, or say with --data-dir where the node is"
+    )]
     NoKey(PathBuf),
     /// The key file is not 32 bytes.
     #[error(
@@ -41,7 +43,7 @@ pub enum DirectoryError {
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> DirectoryError {
     let path = path.to_owned();
-    move |source| DirectoryError::Io { path, source }
+    move |error| DirectoryError::Io { path, error }
 }
 
 /// A data directory.
@@ -105,12 +107,16 @@ impl DataDir {
     /// Takes the directory for this program.
     pub fn lock(&self) -> Result<DirLock, DirectoryError> {
         let path = self.root.join("node.lock");
-        let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = open.map_err(io_error(&path))?;
+        let file = match OpenOptions::new().create(true).truncate(false).write(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(DirectoryError::NoKey(self.root.clone()));
+            }
+            opened => opened.map_err(io_error(&path))?,
+        };
         match file.try_lock() {
             Ok(()) => Ok(DirLock { _file: file }),
             Err(TryLockError::WouldBlock) => Err(DirectoryError::InUse(self.root.clone())),
-            Err(TryLockError::Error(source)) => Err(DirectoryError::Io { path, source }),
+            Err(TryLockError::Error(error)) => Err(DirectoryError::Io { path, error }),
         }
     }
 
@@ -180,6 +186,16 @@ mod tests {
         write_private(&dir.key_path(), b"short").unwrap();
         assert!(matches!(dir.init(), Err(DirectoryError::DamagedKey(_, 5))));
         assert_eq!(fs::read(dir.key_path()).unwrap(), b"short");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_or_is_not_there_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, b"").unwrap();
+        let said = DataDir::new(file.join("node")).init().unwrap_err().to_string();
+        assert!(said.contains("file/node") && said.contains("--data-dir"), "{said}");
+        assert!(matches!(DataDir::new(folder.path().join("none")).lock(), Err(DirectoryError::NoKey(_))));
     }
 
     #[cfg(unix)]

@@ -12,8 +12,10 @@
 
 mod database;
 mod directory;
+mod room;
 
 pub use self::{
-    database::{Database, DatabaseError},
+    database::{Database, DatabaseError, HeldOutLoss},
     directory::{DataDir, DirLock, DirectoryError, write_private},
+    room::free_bytes,
 };

@@ -147,6 +147,12 @@ impl Agent {
         self.next_beat = now;
     }
 
+    /// A checkpoint's blobs are damaged or gone from the local store: it is fetched again if it is still wanted.
+    pub fn lost(&mut self, now: Time, id: CheckpointId) {
+        self.holding.held.remove(&id);
+        self.next_beat = now;
+    }
+
     /// A fetch failed.
     pub fn fetch_failed(&mut self, now: Time, id: CheckpointId, why: FetchFailure) {
         self.holding.fetching.remove(&id);
