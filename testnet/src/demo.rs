@@ -18,12 +18,12 @@ const BUNDLED_PICTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/emo
 const BUNDLED_PROMPTS: [&str; 8] = [
     "orange heart emoji in the Noto style",
     "blue heart emoji in the Noto style",
-    "green apple emoji in the Noto style",
-    "bell pepper emoji in the flat Fluent style",
     "purple circle emoji in the flat Fluent style",
-    "blue square emoji as a glossy 3D render",
+    "green apple emoji in the Noto style",
+    "brown circle emoji in the flat Fluent style",
+    "grinning face emoji in the flat Fluent style",
     "flag: poland emoji as a glossy 3D render",
-    "no entry emoji in the Noto style",
+    "flag: netherlands emoji as a glossy 3D render",
 ];
 /// How long the network may take for a change of owner.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Args)]
 pub struct Demo {
     /// Minutes of training.
-    #[arg(long, default_value_t = 3.5)]
+    #[arg(long, default_value_t = 2.5)]
     minutes: f32,
 
     /// Nodes that train.
@@ -110,7 +110,8 @@ impl Demo {
         let prepared = prepared.to_str().context("the demo's folder has a name that is not UTF-8")?;
         new.push(prepared);
         new.extend(["--width", "96", "--depth", "3", "--heads", "4", "--patch", "2"]);
-        new.extend(["--router-width", "64", "--router-depth", "2", "--ema", "0.995"]);
+        new.extend(["--router-width", "64", "--router-depth", "2", "--ema", "0.998"]);
+        new.extend(["--learning-rate", "2e-3"]);
         new.extend(["--heartbeat-ms", "1000", "--ttl-ms", "6000", "--checkpoint-ms", "10000"]);
         let said = organiser.answer(new)?;
         view.say(said.lines().next().unwrap_or_default());
@@ -128,8 +129,8 @@ impl Demo {
             (true, Some(_)) => captions(&root.join("prepared"))?,
         };
         let out = std::path::absolute(&self.out)?;
-        let mut arguments =
-            vec!["sample".to_owned(), "-n".into(), "6".into(), "--out".into(), out.display().to_string()];
+        let mut arguments = ["sample", "-n", "6", "--steps", "24", "--cfg", "2", "--out"].map(str::to_owned).to_vec();
+        arguments.push(out.display().to_string());
         arguments.extend(prompts.iter().cloned());
         let output = artist.call(&arguments)?;
         let said = String::from_utf8_lossy(&output.stderr);
