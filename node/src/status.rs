@@ -138,7 +138,7 @@ impl Display for Status {
         };
         writeln!(f, "node {}  {state}", self.node)?;
         writeln!(f, "run  {} {:?}", self.run, self.run_name)?;
-        writeln!(f, "net  {} peers, {} connections", self.peers, self.connections)?;
+        writeln!(f, "net  peers: {}, connections: {}", self.peers, self.connections)?;
         writeln!(f)?;
         f.write_str(&parts_table(&self.parts))?;
         let names = |select: fn(&PartStatus) -> bool| -> Vec<&str> {

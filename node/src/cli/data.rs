@@ -20,6 +20,8 @@ pub(super) enum Data {
 /// SOURCE is a folder of pictures with metadata.jsonl (file_name and text, caption or prompt) or with a .txt beside each picture, a webdataset tar
 /// (.tar, .tar.gz; pictures with .txt or .json), or a folder of such tars. The same pictures and settings give the same shards. Broken pictures and
 /// missing captions are counted and skipped.
+///
+/// Example: paris-node data prepare pictures/ --out prepared --clusters 4
 #[derive(Args)]
 pub(super) struct Prepare {
     /// Pictures with captions.
@@ -74,7 +76,7 @@ impl Data {
             println!("cluster {number}: {train} pictures to train on, {held_out} held out");
         }
         if prepared.skipped.count > 0 {
-            eprintln!("skipped: {}", prepared.skipped);
+            eprintln!("{}", prepared.skipped);
         }
         println!("next: paris-node manifest new --data {}", command.out.display());
         Ok(())

@@ -7,7 +7,9 @@ use crate::store::DataDir;
 /// Make the data directory and this node's key.
 ///
 /// The key is the node's identity on the network; it lies in DATA_DIR/node.key, readable by you alone. Keep a copy. Running `init` again changes
-/// nothing: a key is never replaced.
+/// nothing: a key is never replaced. `join` and `manifest new` do it too, where it was not done.
+///
+/// Example: paris-node init --data-dir /srv/paris
 #[derive(Args)]
 pub(super) struct Init {}
 

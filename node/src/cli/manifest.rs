@@ -33,6 +33,8 @@ pub(super) enum ManifestCommand {
 ///
 /// The run's id is the hash of the manifest, so nothing in it can change later. The shards go into this node's blob store, from where other
 /// nodes fetch what they train on.
+///
+/// Example: paris-node manifest new --data prepared --name "my run" --width 96 --depth 3 --heads 4
 #[derive(Args)]
 pub(super) struct New {
     /// The folder that `paris-node data prepare` wrote.
@@ -112,6 +114,8 @@ pub(super) struct New {
 /// Show the current run's manifest, and the ticket with which others join it.
 ///
 /// The ticket carries addresses while the node runs; otherwise it names the run and the seeds that this node joined with.
+///
+/// Example: paris-node manifest inspect --json
 #[derive(Args)]
 pub(super) struct Inspect {
     /// Print JSON.
@@ -266,6 +270,9 @@ impl Inspect {
             println!("data   cluster {number}: {train} pictures to train on, {held_out} held out");
         }
         println!("ticket {ticket}");
+        if ticket.parse::<Ticket>().is_ok_and(|ticket| ticket.seeds.is_empty()) {
+            println!("       (it names no peer to dial: `paris-node run` prints one with which others can join)");
+        }
         Ok(())
     }
 }

@@ -29,14 +29,21 @@ const KEY_IN_USE: u8 = 4;
 
 /// Trains and samples Paris, a mixture of diffusion transformers, together with strangers' machines.
 ///
-/// A first node:   paris-node init; paris-node data prepare PICTURES --out prepared; paris-node manifest new --data prepared; paris-node run
-/// Every other:    paris-node init; paris-node join TICKET; paris-node run
-/// Draw:           paris-node sample "a green apple"
+/// The first node of a run:
+///   paris-node data prepare PICTURES --out prepared
+///   paris-node manifest new --data prepared --name "my run"
+///   paris-node run
+/// Every other:
+///   paris-node join TICKET
+///   paris-node run
+/// Anywhere:
+///   paris-node status
+///   paris-node sample "a green apple" --out apple.png
 ///
-/// Exit codes: 0 done, 1 failed (a restart may help), 2 wrong usage or configuration, 3 the data directory is in use, 4 this node's key is in
-/// use on another machine (do not restart).
+/// Exit codes: 0 done, 1 failed (a restart may help), 2 wrong usage or configuration, 3 the data
+/// directory is in use, 4 this node's key is in use on another machine (do not restart).
 #[derive(Parser)]
-#[command(name = "paris-node", version, max_term_width = 110)]
+#[command(name = "paris-node", version, max_term_width = 110, verbatim_doc_comment)]
 struct Cli {
     /// Where this node keeps its key, its database and its blobs.
     #[arg(long, global = true, env = "PARIS_DATA_DIR", value_name = "DIR")]

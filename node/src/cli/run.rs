@@ -17,6 +17,8 @@ use crate::{
 ///
 /// The first Ctrl-C finishes the steps under way, publishes, releases the parts and stops within half a minute; the second stops at once. Nothing
 /// is lost either way: the node goes on from its last checkpoint when it is started again, or another node does.
+///
+/// Examples: paris-node run --capacity 2 trains two parts at most; paris-node run --data-dir second --port 0 is a second node on this machine.
 #[derive(Args)]
 pub(super) struct Run {
     /// The address to listen on.

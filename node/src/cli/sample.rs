@@ -30,6 +30,8 @@ const POLL: Duration = Duration::from_millis(250);
 ///
 /// Fetches what is missing from the other peers, says which experts it uses and which are missing, and writes a PNG grid: a row for each prompt. If a
 /// node runs on the data directory it does the fetching; otherwise this command joins the network for as long as it takes.
+///
+/// Example: paris-node sample "a green apple" "a red heart" -n 8 --seed 7 --out grid.png
 #[derive(Args)]
 pub(super) struct Sample {
     /// What to draw; several make several rows.

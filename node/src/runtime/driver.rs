@@ -1,5 +1,7 @@
 //! The driver: feeds the agent what happened and carries out what it decides, in order.
 
+mod report;
+
 use std::{collections::HashMap, time::Instant};
 
 use libp2p::Multiaddr;
@@ -17,14 +19,13 @@ use tokio::{
 };
 
 use super::{
-    AssembledPart, Assembly, Call, NodeError, Room,
+    Call, NodeError, Room,
     blob_work::BlobWork,
     recipe,
     trainer::{self, Job, TrainerEvent, TrainerHandle},
 };
 use crate::{
     network::{Network, NetworkEvent},
-    status::{CheckpointStatus, PartStatus, Status},
     store::{Database, DatabaseError, HeldOutLoss},
 };
 
@@ -32,7 +33,7 @@ use crate::{
 const TRAINER_EVENTS_MAX: usize = 32;
 /// How long trainers may take for their last checkpoint when the node stops.
 const STOP_PATIENCE: Time = Time::from_secs(25);
-/// Between two looks at the held-out losses.
+/// Between two looks at what changes without an event: losses heard, damage found, peers met, room on the disk.
 const LOOK_EVERY: Time = Time::from_secs(1);
 
 /// What a background task brought.
@@ -64,7 +65,7 @@ pub(super) struct Driver {
     tasks: JoinSet<Done>,
     /// The earliest held-out loss known of each part.
     first_losses: HashMap<Part, HeldOutLoss>,
-    /// When to look for earlier ones.
+    /// When to look again; see [`LOOK_EVERY`].
     next_look: Time,
     /// Peers' addresses as they are kept.
     known: Vec<Multiaddr>,
@@ -343,77 +344,6 @@ impl Driver {
         let best = self.agent.manifest().parts().filter_map(|part| self.agent.best(part)).filter(mine);
         let held_elsewhere = |id| self.agent.holders(id) > usize::from(self.agent.holds(id));
         alone || best.map(|checkpoint| checkpoint.id()).all(held_elsewhere)
-    }
-
-    fn assembly(&self) -> Assembly {
-        let part = |part: Part| {
-            let best = self.agent.best(part)?;
-            Some(AssembledPart {
-                part: part.name(),
-                step: best.step,
-                author: best.author().to_string(),
-                weights: best.weights.hash.to_string(),
-                path: None,
-            })
-        };
-        let manifest = self.agent.manifest();
-        Assembly {
-            run: self.agent.run().0.to_string(),
-            manifest: self.work.manifest_hex(),
-            parts: manifest.parts().filter_map(part).collect(),
-        }
-    }
-
-    fn status(&self) -> Status {
-        let agent = &self.agent;
-        Status {
-            version: Status::VERSION,
-            node: agent.id().to_string(),
-            run: agent.run().0.to_string(),
-            run_name: agent.manifest().name.clone(),
-            running: true,
-            uptime_s: self.now().as_secs(),
-            connections: agent.connections(),
-            peers: agent.peers().len(),
-            ticket: Some(self.work.ticket(agent.id(), &self.network.listen_addresses()).to_string()),
-            parts: agent.manifest().parts().map(|part| self.part_status(part)).collect(),
-        }
-    }
-
-    fn part_status(&self, part: Part) -> PartStatus {
-        let agent = &self.agent;
-        let progress = agent.progress(part);
-        let status = |checkpoint: &Verified<Checkpoint>| {
-            CheckpointStatus::of(checkpoint, |id| agent.holders(id), |id| agent.holds(id))
-        };
-        let best = agent.best(part);
-        let held = agent.register().checkpoints(part).into_iter().find(|checkpoint| agent.holds(checkpoint.id()));
-        let measured = progress.map(|progress| progress.held_out_loss).filter(|loss| loss.is_finite());
-        PartStatus {
-            owner_is_live: agent.owner_is_live(self.now(), part),
-            step: progress.map(|progress| progress.step),
-            loss: progress.map(|progress| progress.loss),
-            held_out_first: self.first_losses.get(&part).copied(),
-            held_out_loss: measured.or(best.map(|best| best.held_out_loss)),
-            checkpoint: best.map(status),
-            held: held.map(status),
-            ..PartStatus::of_register(agent.register(), part, agent.id())
-        }
-    }
-
-    /// Keeps the earliest held-out loss heard of each part, so that the operator sees whether it falls.
-    fn note_losses(&mut self) -> Result<(), NodeError> {
-        for part in self.agent.manifest().clone().parts() {
-            let said = self.agent.progress(part).map(|it| HeldOutLoss { step: it.step, loss: it.held_out_loss });
-            let best = self.agent.best(part).map(|it| HeldOutLoss { step: it.step, loss: it.held_out_loss });
-            let seen = [said, best].into_iter().flatten().filter(|it| it.loss.is_finite()).min_by_key(|it| it.step);
-            let known = self.first_losses.get(&part).map_or(u64::MAX, |first| first.step);
-            if let Some(seen) = seen.filter(|seen| seen.step < known) {
-                self.database.put_first_loss(self.agent.run(), part, &seen)?;
-                self.first_losses.insert(part, seen);
-            }
-        }
-        Ok(())
     }
 
     /// A checkpoint that turned out to be damaged on disk is held no more, so that the agent fetches it again.

@@ -316,6 +316,7 @@ mod tests {
             database.hold(run, id, true).unwrap();
             database.hold(other, id, true).unwrap();
             database.forget(other, id).unwrap();
+            database.put_known_addresses(run, &["/one".into(), "/two".into()]).unwrap();
             database.put_first_loss(run, Part::Router, &HeldOutLoss { step: 3, loss: 1.5 }).unwrap();
         }
         let database = Database::open(&dir).unwrap();
@@ -325,6 +326,8 @@ mod tests {
         assert_eq!(memory.log, vec![entry]);
         assert_eq!(memory.held, vec![(id, true)]);
         assert!(database.memory(other).unwrap().held.is_empty());
+        assert_eq!(database.known_addresses(run).unwrap(), ["/one", "/two"]);
+        assert!(database.known_addresses(other).unwrap().is_empty());
         let parts = || [Part::Expert(0), Part::Router].into_iter();
         let first = HashMap::from([(Part::Router, HeldOutLoss { step: 3, loss: 1.5 })]);
         assert_eq!(database.first_losses(run, parts()).unwrap(), first);

@@ -4,7 +4,7 @@
 //! DATA_DIR/
 //!   node.key     the secret key, readable by its owner only
 //!   node.lock    held while a program uses the directory
-//!   node.redb    runs, tickets, claim log, register, which checkpoints are held: small and durable
+//!   node.redb    runs, tickets, claim log, register, which checkpoints are held, peers met: small and durable
 //!   api.json     where the running node's local API listens
 //!   blobs/       checkpoints and shards by hash: disposable, refilled from peers
 //!   weights/     checkpoints exported for sampling

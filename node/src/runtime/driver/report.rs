@@ -1,0 +1,85 @@
+//! What the driver tells: the node's status, and the mixture as far as it is here.
+
+use paris_protocol::{checkpoint::Checkpoint, part::Part, signed::Verified};
+
+use super::{
+    super::{AssembledPart, Assembly, NodeError},
+    Driver,
+};
+use crate::{
+    status::{CheckpointStatus, PartStatus, Status},
+    store::HeldOutLoss,
+};
+
+impl Driver {
+    pub(super) fn assembly(&self) -> Assembly {
+        let part = |part: Part| {
+            let best = self.agent.best(part)?;
+            Some(AssembledPart {
+                part: part.name(),
+                step: best.step,
+                author: best.author().to_string(),
+                weights: best.weights.hash.to_string(),
+                path: None,
+            })
+        };
+        let manifest = self.agent.manifest();
+        Assembly {
+            run: self.agent.run().0.to_string(),
+            manifest: self.work.manifest_hex(),
+            parts: manifest.parts().filter_map(part).collect(),
+        }
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let agent = &self.agent;
+        Status {
+            version: Status::VERSION,
+            node: agent.id().to_string(),
+            run: agent.run().0.to_string(),
+            run_name: agent.manifest().name.clone(),
+            running: true,
+            uptime_s: self.now().as_secs(),
+            connections: agent.connections(),
+            peers: agent.peers().len(),
+            ticket: Some(self.work.ticket(agent.id(), &self.network.listen_addresses()).to_string()),
+            parts: agent.manifest().parts().map(|part| self.part_status(part)).collect(),
+        }
+    }
+
+    fn part_status(&self, part: Part) -> PartStatus {
+        let agent = &self.agent;
+        let progress = agent.progress(part);
+        let status = |checkpoint: &Verified<Checkpoint>| {
+            CheckpointStatus::of(checkpoint, |id| agent.holders(id), |id| agent.holds(id))
+        };
+        let best = agent.best(part);
+        let held = agent.register().checkpoints(part).into_iter().find(|checkpoint| agent.holds(checkpoint.id()));
+        let measured = progress.map(|progress| progress.held_out_loss).filter(|loss| loss.is_finite());
+        PartStatus {
+            owner_is_live: agent.owner_is_live(self.now(), part),
+            step: progress.map(|progress| progress.step),
+            loss: progress.map(|progress| progress.loss),
+            held_out_first: self.first_losses.get(&part).copied(),
+            held_out_loss: measured.or(best.map(|best| best.held_out_loss)),
+            checkpoint: best.map(status),
+            held: held.map(status),
+            ..PartStatus::of_register(agent.register(), part, agent.id())
+        }
+    }
+
+    /// Keeps the earliest held-out loss heard of each part, so that the operator sees whether it falls.
+    pub(super) fn note_losses(&mut self) -> Result<(), NodeError> {
+        for part in self.agent.manifest().clone().parts() {
+            let said = self.agent.progress(part).map(|it| HeldOutLoss { step: it.step, loss: it.held_out_loss });
+            let best = self.agent.best(part).map(|it| HeldOutLoss { step: it.step, loss: it.held_out_loss });
+            let seen = [said, best].into_iter().flatten().filter(|it| it.loss.is_finite()).min_by_key(|it| it.step);
+            let known = self.first_losses.get(&part).map_or(u64::MAX, |first| first.step);
+            if let Some(seen) = seen.filter(|seen| seen.step < known) {
+                self.database.put_first_loss(self.agent.run(), part, &seen)?;
+                self.first_losses.insert(part, seen);
+            }
+        }
+        Ok(())
+    }
+}
