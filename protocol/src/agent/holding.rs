@@ -95,6 +95,11 @@ impl Agent {
         self.holding.has(id, false)
     }
 
+    /// True if the checkpoint's resumable state is in the local store.
+    pub(super) fn has_state(&self, id: CheckpointId) -> bool {
+        self.holding.has(id, true)
+    }
+
     /// How many nodes, this one included, hold a checkpoint.
     pub fn holders(&self, id: CheckpointId) -> usize {
         let peers = self.peers.values().filter(|peer| peer.presence.holds.contains(&id)).count();
@@ -104,6 +109,7 @@ impl Agent {
     /// From now on keeps the weights of every part.
     pub fn mirror_everything(&mut self) {
         self.settings.mirror = Mirror::Everything;
+        self.stirred = true;
     }
 
     /// This node's trainer wrote a checkpoint: sign it, tell everyone. None if the part was never this node's, or if the checkpoint is one that
@@ -122,6 +128,7 @@ impl Agent {
         if let Merged::Invalid(_) | Merged::Unlinked = self.register.merge_checkpoint(checkpoint.clone()) {
             return None;
         }
+        self.stirred = true;
         self.holding.held.insert(id, true);
         self.act(Action::RememberCheckpoint(checkpoint.signed().clone()));
         self.publish(&Gossip::Checkpoint(checkpoint.signed().clone()));
@@ -140,6 +147,7 @@ impl Agent {
 
     /// A fetched checkpoint is in the local store and fits the manifest.
     pub fn fetched(&mut self, now: Time, id: CheckpointId, state: bool) {
+        self.stirred = true;
         self.holding.fetching.remove(&id);
         self.holding.failed.remove(&id);
         let held = self.holding.held.entry(id).or_default();
@@ -149,9 +157,14 @@ impl Agent {
 
     /// A fetch failed.
     pub fn fetch_failed(&mut self, now: Time, id: CheckpointId, why: FetchFailure) {
+        self.stirred = true;
         self.holding.fetching.remove(&id);
         match why {
             FetchFailure::Unusable => {
+                let of = |part| self.register.checkpoint(part, id).map(|it| (part, it.claim));
+                if let Some((part, claim)) = self.manifest.parts().find_map(of) {
+                    self.note_useless(part, claim);
+                }
                 self.holding.unusable.insert(id);
             }
             FetchFailure::Unavailable => self.note_failure(now, id),
@@ -174,6 +187,13 @@ impl Agent {
     /// One that nobody delivers is passed over for the next best, and a part none of whose checkpoints can be had begins anew: a part
     /// must not die with its last holder. An isolated node waits instead, for it would begin anew what others still have.
     pub(super) fn begin(&mut self, now: Time, part: Part) {
+        if let Some(from) = self.adopt_shadow(part)
+            && let Some(owned) = self.owned.get_mut(&part)
+        {
+            owned.phase = Phase::Training;
+            owned.parent = from;
+            return;
+        }
         let choices: Vec<_> = self.usable(part).map(|(id, checkpoint)| (id, checkpoint.clone())).collect();
         if matches!(self.owned.get(&part), Some(Owned { phase: Phase::Intent { .. }, .. })) {
             // What failed while this node only mirrored the part says nothing of now: an owner tries for itself.
@@ -207,7 +227,7 @@ impl Agent {
     }
 
     /// Asks for a checkpoint's blobs, if it is not too early for another try. True if the fetch is under way.
-    fn fetch(&mut self, now: Time, checkpoint: &Verified<Checkpoint>, state: bool) -> bool {
+    pub(super) fn fetch(&mut self, now: Time, checkpoint: &Verified<Checkpoint>, state: bool) -> bool {
         let id = checkpoint.id();
         if self.holding.fetching.contains(&id) {
             return true;
@@ -272,7 +292,8 @@ impl Agent {
     }
 
     fn forget_surplus(&mut self) {
-        let mut needed: BTreeSet<_> = self.owned.values().filter_map(|owned| owned.parent).collect();
+        let parents = self.owned.values().filter_map(|owned| owned.parent);
+        let mut needed: BTreeSet<_> = parents.chain(self.shadows.values().copied().flatten()).collect();
         for part in self.manifest.parts() {
             let held = self.usable(part).map(|(id, _)| id).filter(|id| self.holding.held.contains_key(id));
             needed.extend(held.take(KEPT_OF_A_PART));

@@ -57,10 +57,12 @@ fn make(run: RunId, draws: &[Draw]) -> Vec<Made> {
                     None => (1, None, Vec::new()),
                     Some(before) => {
                         let claim = before.id(run, before.author());
-                        let vote = |voter: &Keypair| Verified::sign(voter, run, Vote { part, claim }).signed().clone();
+                        let vote = Vote { part, claim: Some(claim), heir: Some(key(author).id()) };
+                        let sign = |voter: &Keypair| Verified::sign(voter, run, vote).signed().clone();
                         let previous = Previous { claim, owner: before.author() };
-                        // One vote, of whomever: the quorum is 1.
-                        (before.term + 1, Some(previous), vec![vote(&key(votes))])
+                        // A vote of whomever, or none: the quorum is 1.
+                        let evidence = (votes > 0).then(|| sign(&key(votes)));
+                        (before.term + 1, Some(previous), evidence.into_iter().collect())
                     }
                 };
                 let claim = Claim { part, term, previous, evidence, boot, seq };
@@ -200,17 +202,16 @@ proptest! {
 
 #[test]
 fn a_register_larger_than_an_answer_arrives_in_several() {
-    // Claims with sixty votes each, so that a few hundred fill an answer.
+    // Claims with 59 votes each, so that a few hundred fill an answer.
     let manifest = shared(manifest(3, 60));
     let run = run(&manifest);
     let mut full = Register::new(run, manifest.clone());
     for part in manifest.parts() {
         let mut previous = None;
         for term in 1..=60 {
-            let evidence = previous.map_or(Vec::new(), |it: Previous| {
-                let vote = |voter| Verified::sign(&key(voter), run, Vote { part, claim: it.claim }).signed().clone();
-                (1..=60).map(vote).collect()
-            });
+            let over = previous.map(|it: Previous| it.claim);
+            let vote = Vote { part, claim: over, heir: Some(key(100).id()) };
+            let evidence = (1..=59).map(|voter| Verified::sign(&key(voter), run, vote).signed().clone()).collect();
             let claim = Verified::sign(&key(100), run, Claim { part, term, previous, evidence, boot: 0, seq: 0 });
             previous = Some(Previous { claim: claim.id(run, claim.author()), owner: claim.author() });
             assert_eq!(full.merge_claim(claim), Merged::New);
