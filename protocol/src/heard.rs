@@ -13,6 +13,7 @@ use crate::{
     identity::NodeId,
     manifest::RunId,
     message::{ADDRESSES_MAX, Gossip, HOLDS_MAX, Presence},
+    part::Part,
     signed::{Record, Signed, Verified},
 };
 
@@ -32,6 +33,15 @@ pub(crate) enum Said {
 }
 
 impl Heard {
+    /// The parts whose claims it carries.
+    pub fn parts(&self) -> impl Iterator<Item = Part> + '_ {
+        let claims = match &self.said {
+            Said::Beat { claims, .. } => claims.as_slice(),
+            Said::Vote(_) | Said::Checkpoint(_) => &[],
+        };
+        claims.iter().map(|claim| claim.part)
+    }
+
     /// Reads a gossip message whose envelope `from` signed, in a run of `parts` parts. None for what no honest peer sends.
     pub fn read(run: RunId, parts: usize, from: NodeId, bytes: &[u8]) -> Option<Self> {
         fn own<T: Record>(run: RunId, from: NodeId, record: Signed<T>) -> Option<Verified<T>> {
