@@ -100,7 +100,7 @@ impl Register {
         if !self.manifest.admits(claim.author()) {
             return Merged::Invalid("its author is not admitted");
         }
-        let id = claim.id(self.run, claim.author());
+        let id = self.id_of(&claim);
         let Some(part) = self.parts.get_mut(&claim.part) else { return Merged::Invalid("the run has no such part") };
         let newness = |claim: &Verified<Claim>| (claim.seq, claim.signed().tie_break());
         let known = part.claims.get(&id);
@@ -204,6 +204,16 @@ impl Register {
     /// The current claim's name.
     pub fn current_id(&self, part: Part) -> Option<ClaimId> {
         self.parts.get(&part)?.current.map(|(_, id)| id)
+    }
+
+    /// A claim's name. Most claims that come are heartbeats of the current one, whose name need not be reckoned again.
+    pub(crate) fn id_of(&self, claim: &Verified<Claim>) -> ClaimId {
+        let same =
+            |it: &Verified<Claim>| (it.author(), it.term, it.previous) == (claim.author(), claim.term, claim.previous);
+        match self.current_id(claim.part) {
+            Some(id) if self.current(claim.part).is_some_and(same) => id,
+            _ => claim.id(self.run, claim.author()),
+        }
     }
 
     /// A claim by its name.

@@ -52,8 +52,8 @@ impl Agent {
 
     /// Renews the lease of a part's current claim if it has news. Suspicions from before the news are void: the owner lives.
     pub(super) fn observe(&mut self, now: Time, part: Part) {
-        let Some(current) = self.register.current(part) else { return };
-        let (owner, id, seq) = (current.author(), current.id(self.run, current.author()), current.seq);
+        let (Some(current), Some(id)) = (self.register.current(part), self.register.current_id(part)) else { return };
+        let (owner, seq) = (current.author(), current.seq);
         if !self.leases.observe(now, part, id, seq) {
             return;
         }

@@ -84,7 +84,9 @@ impl Agent {
         if known.as_ref().is_none_or(|known| known.addresses != presence.addresses) {
             self.act(Action::Learn { peer: from, addresses: presence.addresses.clone() });
         }
-        self.stirred |= known.as_ref().is_none_or(|known| known.capacity != presence.capacity);
+        if known.as_ref().is_none_or(|known| known.capacity != presence.capacity) {
+            self.stirred = true;
+        }
         if known.is_none() {
             // A newcomer should hear of us before its first decision; in a crowd it hears of enough others.
             if self.peers.len() < CROWD {
@@ -115,13 +117,13 @@ impl Agent {
         self.connected.insert(peer);
         self.pull_from(peer);
         self.next_beat = now;
-        self.stirred = true;
+        self.look_soon();
     }
 
     /// The last connection to a peer is gone.
     pub fn disconnected(&mut self, peer: NodeId) {
         self.connected.remove(&peer);
-        self.stirred = true;
+        self.look_soon();
     }
 
     /// Peers connected directly.
@@ -167,7 +169,7 @@ impl Agent {
     }
 
     fn merge_claim(&mut self, now: Time, claim: Verified<Claim>) -> Merged {
-        let (part, id) = (claim.part, claim.id(self.run, claim.author()));
+        let (part, id) = (claim.part, self.register.id_of(&claim));
         let mine = claim.author() == self.id() && claim.boot == self.boot;
         if claim.author() == self.id() && !mine && claim.seq > self.log_at_start.get(&id).copied().unwrap_or(0) {
             self.act(Action::Halt(Halt::KeyInUse(part)));
@@ -187,7 +189,7 @@ impl Agent {
         let signed = checkpoint.signed().clone();
         let merged = self.register.merge_checkpoint(checkpoint);
         if merged == Merged::New {
-            self.stirred = true;
+            self.look_soon();
             self.act(Action::RememberCheckpoint(signed));
         }
         merged

@@ -109,7 +109,7 @@ impl Agent {
     /// From now on keeps the weights of every part.
     pub fn mirror_everything(&mut self) {
         self.settings.mirror = Mirror::Everything;
-        self.stirred = true;
+        self.look_soon();
     }
 
     /// This node's trainer wrote a checkpoint: sign it, tell everyone. None if the part was never this node's, or if the checkpoint is one that
@@ -128,7 +128,7 @@ impl Agent {
         if let Merged::Invalid(_) | Merged::Unlinked = self.register.merge_checkpoint(checkpoint.clone()) {
             return None;
         }
-        self.stirred = true;
+        self.look_soon();
         self.holding.held.insert(id, true);
         self.act(Action::RememberCheckpoint(checkpoint.signed().clone()));
         self.publish(&Gossip::Checkpoint(checkpoint.signed().clone()));
@@ -147,7 +147,7 @@ impl Agent {
 
     /// A fetched checkpoint is in the local store and fits the manifest.
     pub fn fetched(&mut self, now: Time, id: CheckpointId, state: bool) {
-        self.stirred = true;
+        self.look_soon();
         self.holding.fetching.remove(&id);
         self.holding.failed.remove(&id);
         let held = self.holding.held.entry(id).or_default();
@@ -157,7 +157,7 @@ impl Agent {
 
     /// A fetch failed.
     pub fn fetch_failed(&mut self, now: Time, id: CheckpointId, why: FetchFailure) {
-        self.stirred = true;
+        self.look_soon();
         self.holding.fetching.remove(&id);
         match why {
             FetchFailure::Unusable => {
@@ -175,6 +175,13 @@ impl Agent {
         let (failures, retry) = self.holding.failed.entry(id).or_default();
         *failures += 1;
         *retry = now + Time::from_millis(500 << (*failures).min(6));
+        self.next_look = self.next_look.min(*retry);
+    }
+
+    /// Something changed about checkpoints: the next tick looks at them.
+    pub(super) fn look_soon(&mut self) {
+        self.stirred = true;
+        self.next_look = Time::ZERO;
     }
 
     /// The part's checkpoints that were not found unusable, best first.
@@ -235,7 +242,9 @@ impl Agent {
         if let Some((_, retry)) = self.holding.failed.get(&id)
             && now < *retry
         {
-            self.wake_at(*retry);
+            let retry = *retry;
+            self.next_look = self.next_look.min(retry);
+            self.wake_at(retry);
             return false;
         }
         if self.holding.fetching.len() >= FETCHES_MAX {
@@ -282,9 +291,9 @@ impl Agent {
         if self.settings.capacity == 0 {
             return false;
         }
-        let weight = |node: NodeId| {
-            Reverse(Hash::of_fields("paris-node 1 replica", &[&self.run.0.0, &checkpoint.part.key(), &node.0]))
-        };
+        // Reckoned for every peer, so it mixes ids that are hashes already; who is first in it gains nothing but a copy.
+        let of_part = Hash::of_fields("paris-node 1 replica", &[&self.run.0.0, &checkpoint.part.key()]).prefix();
+        let weight = |node: NodeId| Reverse(mix(of_part ^ Hash(node.0).prefix()));
         let mine = weight(self.id());
         let peers = self.peers.iter().filter(|(_, peer)| peer.presence.capacity > 0).map(|(node, _)| *node);
         let before = peers.filter(|node| *node != checkpoint.author() && weight(*node) < mine).count();
@@ -308,4 +317,11 @@ impl Agent {
             self.act(Action::Forget(id));
         }
     }
+}
+
+/// A permutation of 64-bit numbers that leaves no pattern (the finaliser of MurmurHash3).
+fn mix(mut value: u64) -> u64 {
+    value = (value ^ (value >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    value = (value ^ (value >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    value ^ (value >> 33)
 }

@@ -186,6 +186,8 @@ pub struct Agent {
     /// Parts not to claim before a moment: given up, or failed here.
     avoid_until: BTreeMap<Part, Time>,
     holding: Holding,
+    /// When to look again which checkpoints fall to this node.
+    next_look: Time,
     progress: BTreeMap<Part, Progress>,
     addresses: Vec<SocketAddr>,
     listen_until: Time,
@@ -236,6 +238,7 @@ impl Agent {
             free: BTreeMap::new(),
             avoid_until: BTreeMap::new(),
             holding: Holding::new(memory.held),
+            next_look: now,
             progress: BTreeMap::new(),
             addresses: Vec::new(),
             listen_until: now + millis(times.listen_ms),
@@ -269,7 +272,12 @@ impl Agent {
             true => self.wake_at(self.listen_until),
             false => self.attend_parts(now),
         }
-        self.attend_checkpoints(now);
+        if now >= self.next_look {
+            // Who comes and who goes moves replicas, and not in a hurry.
+            self.next_look = now + self.ttl();
+            self.attend_checkpoints(now);
+        }
+        self.wake_at(self.next_look);
         self.beat(now);
         self.pull(now);
     }

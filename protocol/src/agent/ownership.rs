@@ -51,7 +51,7 @@ impl Agent {
 
     /// The trainer of a part died. The part is released so that another may try; where there is no other, this node tries again later.
     pub fn trainer_failed(&mut self, now: Time, part: Part) {
-        self.stirred = true;
+        self.look_soon();
         let (others, later) = (self.heir(now, part).is_some(), self.back_off(now, part, RETRY_TTLS));
         if self.shadows.remove(&part).is_some() {
             self.avoid_until.insert(part, later);
@@ -71,7 +71,7 @@ impl Agent {
     /// Gives up every part and claims no more: this node is leaving.
     pub fn leave(&mut self, now: Time) {
         self.leaving = true;
-        self.stirred = true;
+        self.look_soon();
         for part in self.owned().collect::<Vec<_>>() {
             self.release(now, part);
         }
