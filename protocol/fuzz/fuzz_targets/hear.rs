@@ -1,0 +1,7 @@
+//! No bytes make an agent panic, grow beyond its bounds, or act on what nobody signed.
+#![no_main]
+
+#[path = "../../tests/strange_bytes/entry.rs"]
+mod entry;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| entry::hear(bytes));
