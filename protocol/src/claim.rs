@@ -48,7 +48,7 @@ pub struct Claim {
     pub term: u64,
     /// The claim before; none in term 1.
     pub previous: Option<Previous>,
-    /// Why the claim before is over: its owner's vote (a release), or a quorum of others (suspicions).
+    /// Votes that name this claim's owner as heir: that of the owner before (a release), or those of a quorum, the owner's own word included.
     pub evidence: Vec<Signed<Vote>>,
     /// Drawn anew at every start of the owner: two machines with one key show.
     pub boot: u64,
@@ -62,21 +62,34 @@ impl Claim {
         ClaimId::of(run, self.part, self.term, self.previous, owner)
     }
 
-    /// True if the evidence ends the claim before: the vote of its owner, or those of `quorum` distinct keys that `admits`. A pure check of
-    /// this record alone. An owner's own word does not let that same `author` claim again, or one key could count up terms by itself.
+    /// True if the evidence makes `author` the heir: the vote of the owner before, or votes of so many distinct others that `admits` that they and
+    /// the author are `quorum` keys. A pure check of this record alone. Every vote names its heir, so nobody can use later what was said
+    /// for another; and an owner's own word does not let that same `author` claim again, or one key could count up terms by itself.
     pub fn is_founded(&self, run: RunId, author: NodeId, quorum: usize, admits: impl Fn(NodeId) -> bool) -> bool {
-        let Some(previous) = self.previous else { return self.term == 1 && self.evidence.is_empty() };
-        if self.term < 2 || self.evidence.len() > VOTES_MAX.min(quorum) {
+        let term_fits = match self.previous {
+            None => self.term == 1,
+            Some(_) => self.term >= 2,
+        };
+        if !term_fits || self.evidence.len() > quorum.saturating_sub(1).clamp(1, VOTES_MAX) {
             return false;
         }
+        let over = self.previous.map(|it| it.claim);
         let mut voters = BTreeSet::new();
         for vote in &self.evidence {
             match vote.clone().verify(run) {
-                Ok(vote) if vote.claim == previous.claim && admits(vote.author()) => voters.insert(vote.author()),
+                Ok(vote)
+                    if vote.part == self.part
+                        && vote.claim == over
+                        && vote.heir == Some(author)
+                        && admits(vote.author()) =>
+                {
+                    voters.insert(vote.author())
+                }
                 _ => return false,
             };
         }
-        (voters.contains(&previous.owner) && previous.owner != author) || voters.len() >= quorum
+        voters.remove(&author);
+        self.previous.is_some_and(|it| voters.contains(&it.owner)) || voters.len() + 1 >= quorum
     }
 }
 
@@ -89,18 +102,20 @@ impl Record for Claim {
     const DOMAIN: &'static str = "claim";
 }
 
-/// "That claim is over." From its owner it is a release, from anyone else a suspicion.
+/// "That claim is over, and that one may follow." From its owner it is a release, from anyone else a suspicion; without an heir only the first half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vote {
     /// The part, so that a vote can be filed before its claim is known.
     pub part: Part,
-    /// The claim that is over.
-    pub claim: ClaimId,
+    /// The claim that is over; none where nobody ever owned the part.
+    pub claim: Option<ClaimId>,
+    /// Who may claim the part next.
+    pub heir: Option<NodeId>,
 }
 
 impl Wire for Vote {
     const NAME: &'static str = "vote";
-    const LIMIT: usize = 64;
+    const LIMIT: usize = 96;
 }
 
 impl Record for Vote {

@@ -24,6 +24,12 @@ impl Hash {
         Self(*hasher.finalize().as_bytes())
     }
 
+    /// The first eight bytes, as a number.
+    pub(crate) fn prefix(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+
     /// The first ten hexadecimal digits, for people.
     pub fn short(&self) -> String {
         data_encoding::HEXLOWER.encode(&self.0[..5])

@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod claim;
 pub mod codec;
 pub mod hash;
+pub mod heard;
 pub mod identity;
 pub mod lease;
 pub mod manifest;

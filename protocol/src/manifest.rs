@@ -213,6 +213,14 @@ impl Manifest {
         (0..self.clusters.len() as u16).map(Part::Expert).chain([Part::Router])
     }
 
+    /// True if the run has the part.
+    pub fn has(&self, part: Part) -> bool {
+        match part {
+            Part::Expert(cluster) => usize::from(cluster) < self.clusters.len(),
+            Part::Router => true,
+        }
+    }
+
     /// How `part` is trained.
     pub fn training(&self, part: Part) -> &Training {
         match part {

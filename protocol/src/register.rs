@@ -4,7 +4,11 @@
 //! No clock and no local observation enters it, or honest peers would diverge. Whether an owner is still alive is a separate, local
 //! question: see [`lease`](crate::lease).
 
-use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +17,7 @@ use crate::{
     claim::{Claim, ClaimId},
     codec::{Wire, encoded_len},
     hash::Hash,
+    identity::NodeId,
     manifest::{Manifest, RunId},
     part::Part,
     signed::{Signed, Verified},
@@ -24,6 +29,8 @@ pub const CLAIMS_MAX: usize = 1024;
 pub const CHECKPOINTS_MAX: usize = 12;
 /// The most of them made under one claim, so that no owner can push out what the others left.
 pub const CHECKPOINTS_OF_A_CLAIM_MAX: usize = 4;
+/// How many owners back a lost claim still speaks against who lost it.
+pub const LOSSES_TERMS: usize = 8;
 
 /// What merging a record did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +51,8 @@ pub struct Register {
     run: RunId,
     manifest: Arc<Manifest>,
     parts: BTreeMap<Part, PartRegister>,
+    /// Keys that signed two claims on one part and term.
+    barred: BTreeSet<NodeId>,
 }
 
 /// The records of a part.
@@ -83,7 +92,7 @@ impl Register {
     /// An empty register of a run.
     pub fn new(run: RunId, manifest: Arc<Manifest>) -> Self {
         let parts = manifest.parts().map(|part| (part, PartRegister::default())).collect();
-        Self { run, manifest, parts }
+        Self { run, manifest, parts, barred: BTreeSet::new() }
     }
 
     /// Adds a claim.
@@ -91,7 +100,7 @@ impl Register {
         if !self.manifest.admits(claim.author()) {
             return Merged::Invalid("its author is not admitted");
         }
-        let id = claim.id(self.run, claim.author());
+        let id = self.id_of(&claim);
         let Some(part) = self.parts.get_mut(&claim.part) else { return Merged::Invalid("the run has no such part") };
         let newness = |claim: &Verified<Claim>| (claim.seq, claim.signed().tie_break());
         let known = part.claims.get(&id);
@@ -113,6 +122,10 @@ impl Register {
         }
         if known.is_none() && part.claims.len() >= CLAIMS_MAX {
             return Merged::Known;
+        }
+        let twin = |other: &Verified<Claim>| other.author() == claim.author() && other.term == claim.term;
+        if known.is_none() && part.claims.values().any(twin) {
+            self.barred.insert(claim.author());
         }
         part.current = part.current.max(Some((claim.term, id)));
         part.claims.insert(id, claim);
@@ -171,9 +184,36 @@ impl Register {
         part.claims.get(&part.current?.1)
     }
 
+    /// True if the key signed two claims on one part and term, which no honest node does: it follows its own claim, never forks it. The two are
+    /// their own proof, and travel as all claims do.
+    pub fn is_barred(&self, node: NodeId) -> bool {
+        self.barred.contains(&node)
+    }
+
+    /// How often `node` lost the part among its last owners, to votes and not by its own release: a measure of how it flaps.
+    pub fn losses(&self, part: Part, node: NodeId) -> usize {
+        let Some(claims) = self.parts.get(&part).map(|part| &part.claims) else { return 0 };
+        let chain = std::iter::successors(self.current(part), |claim| claims.get(&claim.previous?.claim));
+        let lost = |claim: &&Verified<Claim>| {
+            let released = |owner| claim.evidence.iter().any(|vote| vote.unverified().0 == owner);
+            claim.previous.is_some_and(|it| it.owner == node && claim.author() != node && !released(node))
+        };
+        chain.take(LOSSES_TERMS).filter(lost).count()
+    }
+
     /// The current claim's name.
     pub fn current_id(&self, part: Part) -> Option<ClaimId> {
         self.parts.get(&part)?.current.map(|(_, id)| id)
+    }
+
+    /// A claim's name. Most claims that come are heartbeats of the current one, whose name need not be reckoned again.
+    pub(crate) fn id_of(&self, claim: &Verified<Claim>) -> ClaimId {
+        let same =
+            |it: &Verified<Claim>| (it.author(), it.term, it.previous) == (claim.author(), claim.term, claim.previous);
+        match self.current_id(claim.part) {
+            Some(id) if self.current(claim.part).is_some_and(same) => id,
+            _ => claim.id(self.run, claim.author()),
+        }
     }
 
     /// A claim by its name.

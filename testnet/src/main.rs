@@ -3,7 +3,7 @@
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use paris_testnet::{demo::Demo, process::NODE};
+use paris_testnet::{demo::Demo, process::NODE, sim::Sim};
 
 /// The same allocator as the node's: child processes are this program.
 #[global_allocator]
@@ -20,6 +20,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Demo(Demo),
+    Sim(Sim),
 }
 
 fn main() -> ExitCode {
@@ -29,13 +30,15 @@ fn main() -> ExitCode {
         arguments.remove(1);
         return paris_node::cli::main(arguments.into_iter());
     }
-    match Cli::parse().command {
-        Command::Demo(demo) => match demo.run() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+    let outcome = match Cli::parse().command {
+        Command::Demo(demo) => demo.run(),
+        Command::Sim(sim) => sim.run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -17,7 +17,8 @@ impl Agent {
     /// Tells everyone that this node lives, what it has, and that it still owns what it owns.
     pub(super) fn beat(&mut self, now: Time) {
         if now >= self.next_beat {
-            self.next_beat = now + millis(self.manifest.ownership.heartbeat_ms);
+            let times = if self.owned.is_empty() { self.crowding() } else { 1 };
+            self.next_beat = now + millis(self.manifest.ownership.heartbeat_ms) * times;
             let presence = Presence {
                 capacity: if self.leaving { 0 } else { self.settings.capacity },
                 addresses: self.addresses.iter().take(ADDRESSES_MAX).copied().collect(),
@@ -49,8 +50,7 @@ impl Agent {
         let (id, seq) = (owned.id, owned.claim.seq);
         let claim = Verified::sign(&self.keypair, self.run, owned.claim.clone());
         if self.log.get(&id).is_none_or(|reserved| seq > *reserved) {
-            self.log.insert(id, seq + SEQ_BLOCK);
-            self.act(Action::Log(LogEntry { claim: id, seq_reserved: seq + SEQ_BLOCK }));
+            self.reserve(LogEntry { claim: id, seq_reserved: seq + SEQ_BLOCK });
         }
         let first = self.register.claim(part, id).is_none();
         let merged = self.register.merge_claim(claim.clone());

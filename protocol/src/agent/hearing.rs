@@ -1,20 +1,27 @@
 //! Taking in what peers say.
 
+use std::sync::Arc;
+
 use super::{Action, Agent, Halt, PEERS_MAX, Peer, millis};
 use crate::{
     checkpoint::Checkpoint,
     claim::Claim,
     codec::Wire,
+    heard::{Heard, Said},
     identity::NodeId,
     lease::Time,
-    message::{ADDRESSES_MAX, Gossip, HOLDS_MAX, Presence},
-    part::Part,
+    message::Presence,
     register::{Digest, Merged, Records},
-    signed::{Signed, Verified},
+    signed::Verified,
 };
 
 /// Between two register exchanges without cause, in heartbeats; less where a ttl is short, so that pulls alone keep leases fresh.
 const PULL_HEARTBEATS: u32 = 5;
+
+/// Peers that may all speak at every heartbeat.
+const CROWD: usize = 64;
+/// Peers asked at once after a time without hearing.
+const PULLS_AFTER_A_GAP: usize = 3;
 
 /// What to do with a gossip message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,65 +37,61 @@ pub enum Verdict {
 impl Agent {
     /// Takes in a gossip message whose envelope `from` signed.
     pub fn receive(&mut self, now: Time, from: NodeId, bytes: &[u8]) -> Verdict {
-        let Ok(message) = Gossip::from_bytes(bytes) else { return Verdict::Reject };
-        match message {
-            Gossip::Beat { presence, claims } => self.hear_beat(now, from, presence, claims),
-            Gossip::Vote(vote) => match vote.verify(self.run) {
-                Ok(vote) if vote.author() == from => match self.note_vote(vote) {
-                    // A repeated vote too: it is repeated for those who missed it.
-                    true => Verdict::Accept,
-                    false => Verdict::Ignore,
-                },
-                _ => Verdict::Reject,
-            },
-            Gossip::Checkpoint(checkpoint) => match checkpoint.verify(self.run) {
-                Ok(checkpoint) if checkpoint.author() == from => {
-                    let merged = self.merge_checkpoint(checkpoint);
-                    self.verdict(from, merged)
-                }
-                _ => Verdict::Reject,
-            },
+        match Heard::read(self.run, self.manifest.clusters.len() + 1, from, bytes) {
+            Some(heard) => self.hear(now, &heard),
+            None => Verdict::Reject,
         }
     }
 
-    fn hear_beat(&mut self, now: Time, from: NodeId, presence: Presence, claims: Vec<Signed<Claim>>) -> Verdict {
-        let parts = self.manifest.clusters.len() + 1;
-        let bounded = presence.holds.len() <= HOLDS_MAX
-            && presence.addresses.len() <= ADDRESSES_MAX
-            && presence.progress.len() <= parts
-            && claims.len() <= parts;
-        if !bounded {
-            return Verdict::Reject;
+    /// Takes in a message that passed the first gate.
+    pub fn hear(&mut self, now: Time, heard: &Heard) -> Verdict {
+        let from = heard.from;
+        match &heard.said {
+            Said::Beat { presence, claims } => self.hear_beat(now, from, presence.clone(), claims),
+            // A repeated vote too: it is repeated for those who missed it.
+            Said::Vote(vote) => match self.note_vote(now, vote.clone()) {
+                true => Verdict::Accept,
+                false => Verdict::Ignore,
+            },
+            Said::Checkpoint(checkpoint) => {
+                let merged = self.merge_checkpoint(checkpoint.clone());
+                self.verdict(from, merged)
+            }
         }
+    }
+
+    fn hear_beat(&mut self, now: Time, from: NodeId, presence: Arc<Presence>, claims: &[Verified<Claim>]) -> Verdict {
         self.meet(now, from, presence);
-        let mut verdict = Verdict::Accept;
         for claim in claims {
-            let Ok(claim) = claim.verify(self.run) else { return Verdict::Reject };
-            if claim.author() != from {
+            let merged = self.merge_claim(now, claim.clone());
+            // A beat carries several claims: it is passed on although some of them are known or not understood yet.
+            if self.verdict(from, merged) == Verdict::Reject {
                 return Verdict::Reject;
             }
-            let merged = self.merge_claim(now, claim);
-            match self.verdict(from, merged) {
-                Verdict::Reject => return Verdict::Reject,
-                // A beat carries several claims: it is passed on although some of them are known or not understood yet.
-                Verdict::Accept | Verdict::Ignore => verdict = Verdict::Accept,
-            }
         }
-        verdict
+        match self.register.is_barred(from) {
+            true => Verdict::Ignore,
+            false => Verdict::Accept,
+        }
     }
 
     /// Keeps what a peer says of itself.
-    fn meet(&mut self, now: Time, from: NodeId, presence: Presence) {
+    fn meet(&mut self, now: Time, from: NodeId, presence: Arc<Presence>) {
         if from == self.id() {
             return;
         }
-        let known = self.peers.get(&from).map(|peer| peer.presence.addresses.clone());
-        if known.as_ref() != Some(&presence.addresses) {
+        let known = self.peers.get(&from).map(|peer| peer.presence.clone());
+        if known.as_ref().is_none_or(|known| known.addresses != presence.addresses) {
             self.act(Action::Learn { peer: from, addresses: presence.addresses.clone() });
         }
+        if known.as_ref().is_none_or(|known| known.capacity != presence.capacity) {
+            self.stirred = true;
+        }
         if known.is_none() {
-            // A newcomer should hear of us before its first decision.
-            self.next_beat = self.next_beat.min(now + millis(self.manifest.ownership.heartbeat_ms) / 8);
+            // A newcomer should hear of us before its first decision; in a crowd it hears of enough others.
+            if self.peers.len() < CROWD {
+                self.next_beat = self.next_beat.min(now + millis(self.manifest.ownership.heartbeat_ms) / 8);
+            }
             let longest_silent = self.peers.iter().min_by_key(|(_, peer)| peer.heard).map(|(node, _)| *node);
             if let Some(longest_silent) = longest_silent.filter(|_| self.peers.len() >= PEERS_MAX) {
                 self.peers.remove(&longest_silent);
@@ -97,10 +100,16 @@ impl Agent {
         self.peers.insert(from, Peer { presence, heard: now });
     }
 
-    /// Peers silent for longer than an owner may be are gone: they no longer count as candidates, replicas or providers.
+    /// Peers silent for longer than an owner may be are gone: they no longer count as candidates, replicas or providers. Idle peers of a crowd speak
+    /// less often.
     pub(super) fn forget_silent_peers(&mut self, now: Time) {
-        let ttl = self.ttl();
-        self.peers.retain(|_, peer| now.saturating_sub(peer.heard) <= ttl);
+        let silence = self.ttl() * self.crowding();
+        self.peers.retain(|_, peer| now.saturating_sub(peer.heard) <= silence);
+    }
+
+    /// How many times less often an idle node speaks among so many, so that what a node hears stays bounded.
+    pub(super) fn crowding(&self) -> u32 {
+        1 + (self.peers.len() / CROWD) as u32
     }
 
     /// A connection to a peer was opened.
@@ -108,11 +117,13 @@ impl Agent {
         self.connected.insert(peer);
         self.pull_from(peer);
         self.next_beat = now;
+        self.look_soon();
     }
 
     /// The last connection to a peer is gone.
     pub fn disconnected(&mut self, peer: NodeId) {
         self.connected.remove(&peer);
+        self.look_soon();
     }
 
     /// Peers connected directly.
@@ -158,7 +169,7 @@ impl Agent {
     }
 
     fn merge_claim(&mut self, now: Time, claim: Verified<Claim>) -> Merged {
-        let (part, id) = (claim.part, claim.id(self.run, claim.author()));
+        let (part, id) = (claim.part, self.register.id_of(&claim));
         let mine = claim.author() == self.id() && claim.boot == self.boot;
         if claim.author() == self.id() && !mine && claim.seq > self.log_at_start.get(&id).copied().unwrap_or(0) {
             self.act(Action::Halt(Halt::KeyInUse(part)));
@@ -178,19 +189,10 @@ impl Agent {
         let signed = checkpoint.signed().clone();
         let merged = self.register.merge_checkpoint(checkpoint);
         if merged == Merged::New {
+            self.look_soon();
             self.act(Action::RememberCheckpoint(signed));
         }
         merged
-    }
-
-    /// Renews the lease of a part's current claim if it has news. Votes from before the news are void: the owner lives.
-    pub(super) fn observe(&mut self, now: Time, part: Part) {
-        if let Some(current) = self.register.current(part)
-            && self.leases.observe(now, part, current.id(self.run, current.author()), current.seq)
-        {
-            self.votes.remove(&part);
-            self.vote_again.remove(&part);
-        }
     }
 
     /// What a merge means for the message that brought the record. A gap makes this node ask.
@@ -218,6 +220,12 @@ impl Agent {
             self.next_pull = now + heartbeats.min(self.ttl() / 3);
         }
         self.wake_at(self.next_pull);
+    }
+
+    /// Asks several peers for what was missed.
+    pub(super) fn pull_from_several(&mut self) {
+        let peers: Vec<_> = self.connected.iter().take(PULLS_AFTER_A_GAP).copied().collect();
+        peers.into_iter().for_each(|peer| self.pull_from(peer));
     }
 
     fn pull_from(&mut self, peer: NodeId) {

@@ -95,6 +95,11 @@ impl Agent {
         self.holding.has(id, false)
     }
 
+    /// True if the checkpoint's resumable state is in the local store.
+    pub(super) fn has_state(&self, id: CheckpointId) -> bool {
+        self.holding.has(id, true)
+    }
+
     /// How many nodes, this one included, hold a checkpoint.
     pub fn holders(&self, id: CheckpointId) -> usize {
         let peers = self.peers.values().filter(|peer| peer.presence.holds.contains(&id)).count();
@@ -104,6 +109,7 @@ impl Agent {
     /// From now on keeps the weights of every part.
     pub fn mirror_everything(&mut self) {
         self.settings.mirror = Mirror::Everything;
+        self.look_soon();
     }
 
     /// This node's trainer wrote a checkpoint: sign it, tell everyone. None if the part was never this node's, or if the checkpoint is one that
@@ -122,6 +128,7 @@ impl Agent {
         if let Merged::Invalid(_) | Merged::Unlinked = self.register.merge_checkpoint(checkpoint.clone()) {
             return None;
         }
+        self.look_soon();
         self.holding.held.insert(id, true);
         self.act(Action::RememberCheckpoint(checkpoint.signed().clone()));
         self.publish(&Gossip::Checkpoint(checkpoint.signed().clone()));
@@ -140,6 +147,7 @@ impl Agent {
 
     /// A fetched checkpoint is in the local store and fits the manifest.
     pub fn fetched(&mut self, now: Time, id: CheckpointId, state: bool) {
+        self.look_soon();
         self.holding.fetching.remove(&id);
         self.holding.failed.remove(&id);
         let held = self.holding.held.entry(id).or_default();
@@ -155,9 +163,14 @@ impl Agent {
 
     /// A fetch failed.
     pub fn fetch_failed(&mut self, now: Time, id: CheckpointId, why: FetchFailure) {
+        self.look_soon();
         self.holding.fetching.remove(&id);
         match why {
             FetchFailure::Unusable => {
+                let of = |part| self.register.checkpoint(part, id).map(|it| (part, it.claim));
+                if let Some((part, claim)) = self.manifest.parts().find_map(of) {
+                    self.note_useless(part, claim);
+                }
                 self.holding.unusable.insert(id);
             }
             FetchFailure::Unavailable => self.note_failure(now, id),
@@ -168,6 +181,13 @@ impl Agent {
         let (failures, retry) = self.holding.failed.entry(id).or_default();
         *failures += 1;
         *retry = now + Time::from_millis(500 << (*failures).min(6));
+        self.next_look = self.next_look.min(*retry);
+    }
+
+    /// Something changed about checkpoints: the next tick looks at them.
+    pub(super) fn look_soon(&mut self) {
+        self.stirred = true;
+        self.next_look = Time::ZERO;
     }
 
     /// The part's checkpoints that were not found unusable, best first.
@@ -180,6 +200,13 @@ impl Agent {
     /// One that nobody delivers is passed over for the next best, and a part none of whose checkpoints can be had begins anew: a part
     /// must not die with its last holder. An isolated node waits instead, for it would begin anew what others still have.
     pub(super) fn begin(&mut self, now: Time, part: Part) {
+        if let Some(from) = self.adopt_shadow(part)
+            && let Some(owned) = self.owned.get_mut(&part)
+        {
+            owned.phase = Phase::Training;
+            owned.parent = from;
+            return;
+        }
         let choices: Vec<_> = self.usable(part).map(|(id, checkpoint)| (id, checkpoint.clone())).collect();
         if matches!(self.owned.get(&part), Some(Owned { phase: Phase::Intent { .. }, .. })) {
             // What failed while this node only mirrored the part says nothing of now: an owner tries for itself.
@@ -213,7 +240,7 @@ impl Agent {
     }
 
     /// Asks for a checkpoint's blobs, if it is not too early for another try. True if the fetch is under way.
-    fn fetch(&mut self, now: Time, checkpoint: &Verified<Checkpoint>, state: bool) -> bool {
+    pub(super) fn fetch(&mut self, now: Time, checkpoint: &Verified<Checkpoint>, state: bool) -> bool {
         let id = checkpoint.id();
         if self.holding.fetching.contains(&id) {
             return true;
@@ -221,7 +248,9 @@ impl Agent {
         if let Some((_, retry)) = self.holding.failed.get(&id)
             && now < *retry
         {
-            self.wake_at(*retry);
+            let retry = *retry;
+            self.next_look = self.next_look.min(retry);
+            self.wake_at(retry);
             return false;
         }
         if self.holding.fetching.len() >= FETCHES_MAX {
@@ -268,9 +297,9 @@ impl Agent {
         if self.settings.capacity == 0 {
             return false;
         }
-        let weight = |node: NodeId| {
-            Reverse(Hash::of_fields("paris-node 1 replica", &[&self.run.0.0, &checkpoint.part.key(), &node.0]))
-        };
+        // Reckoned for every peer, so it mixes ids that are hashes already; who is first in it gains nothing but a copy.
+        let of_part = Hash::of_fields("paris-node 1 replica", &[&self.run.0.0, &checkpoint.part.key()]).prefix();
+        let weight = |node: NodeId| Reverse(mix(of_part ^ Hash(node.0).prefix()));
         let mine = weight(self.id());
         let peers = self.peers.iter().filter(|(_, peer)| peer.presence.capacity > 0).map(|(node, _)| *node);
         let before = peers.filter(|node| *node != checkpoint.author() && weight(*node) < mine).count();
@@ -278,7 +307,8 @@ impl Agent {
     }
 
     fn forget_surplus(&mut self) {
-        let mut needed: BTreeSet<_> = self.owned.values().filter_map(|owned| owned.parent).collect();
+        let parents = self.owned.values().filter_map(|owned| owned.parent);
+        let mut needed: BTreeSet<_> = parents.chain(self.shadows.values().copied().flatten()).collect();
         for part in self.manifest.parts() {
             let held = self.usable(part).map(|(id, _)| id).filter(|id| self.holding.held.contains_key(id));
             needed.extend(held.take(KEPT_OF_A_PART));
@@ -293,4 +323,11 @@ impl Agent {
             self.act(Action::Forget(id));
         }
     }
+}
+
+/// A permutation of 64-bit numbers that leaves no pattern (the finaliser of MurmurHash3).
+fn mix(mut value: u64) -> u64 {
+    value = (value ^ (value >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    value = (value ^ (value >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    value ^ (value >> 33)
 }

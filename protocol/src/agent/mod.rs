@@ -3,12 +3,18 @@
 //! Inputs are messages, facts and ticks, with the time as an argument; outputs are [`Action`]s, taken with [`Agent::take_actions`] and carried out
 //! *in order*, and the moment of the next tick, [`Agent::deadline`]. After every input the driver calls [`Agent::tick`].
 //!
-//! Rooms: `ownership` claims, suspects and releases; `beating` signs heartbeats; `holding` fetches, mirrors and forgets checkpoints; `hearing` takes in what peers say.
+//! Rooms: `ownership` begins and ends owning; `claiming` waits for its turn and claims; `voting` files and gives votes; `doubting` says when a claim is
+//! over; `shadow` trains below a quorum; `beating` signs heartbeats; `holding` fetches, mirrors and forgets checkpoints; `hearing` takes in
+//! what peers say.
 
 mod beating;
+mod claiming;
+mod doubting;
 mod hearing;
 mod holding;
 mod ownership;
+mod shadow;
+mod voting;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -18,14 +24,20 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use self::{
+    claiming::Free,
+    doubting::Advance,
+    holding::Holding,
+    ownership::Owned,
+    voting::{Filed, Word},
+};
 pub use self::{
     hearing::Verdict,
     holding::{FetchFailure, Made, Mirror},
 };
-use self::{holding::Holding, ownership::Owned};
 use crate::{
     checkpoint::{Checkpoint, CheckpointId},
-    claim::{Claim, ClaimId, Vote},
+    claim::{Claim, ClaimId},
     codec::{CodecError, Wire},
     identity::{Keypair, NodeId},
     lease::{Leases, Time},
@@ -126,13 +138,19 @@ pub enum Halt {
          this data directory is an old copy. Stop the other one, or start here with a new key (a new --data-dir)"
     )]
     KeyInUse(Part),
+    /// This node's key signed two claims on one part and term: it is barred for the run.
+    #[error(
+        "this node's key is barred from the run: two claims on one part and term carry its signature, so another machine ran with it. Stop that one, and \
+         start here with a new key (a new --data-dir)"
+    )]
+    Barred,
 }
 
 /// A peer as it last described itself.
 #[derive(Clone, Debug)]
 pub struct Peer {
     /// What it said.
-    pub presence: Presence,
+    pub presence: Arc<Presence>,
     /// When.
     pub heard: Time,
 }
@@ -146,10 +164,12 @@ pub struct Agent {
     boot: u64,
     register: Register,
     leases: Leases,
-    /// Votes on each part's current claim, by voter.
-    votes: BTreeMap<Part, BTreeMap<NodeId, Verified<Vote>>>,
-    /// When to repeat this node's suspicion of each part's owner.
-    vote_again: BTreeMap<Part, Time>,
+    /// Votes on each part's current claim, by voter and heir.
+    votes: BTreeMap<Part, BTreeMap<(NodeId, Option<NodeId>), Filed>>,
+    /// What this node last said of who may follow in each part.
+    words: BTreeMap<Part, Word>,
+    /// How far each part's owner has come.
+    advances: BTreeMap<Part, Advance>,
     peers: BTreeMap<NodeId, Peer>,
     connected: BTreeSet<NodeId>,
     /// Greatest `seq` that may be signed, for every claim ever made.
@@ -159,11 +179,15 @@ pub struct Agent {
     owned: BTreeMap<Part, Owned>,
     /// The claim under which each part given up was last trained: its last checkpoint is still signed under it.
     former: BTreeMap<Part, (ClaimId, u64, Option<CheckpointId>)>,
-    /// Since when each part is free to claim.
-    free_since: BTreeMap<Part, Time>,
+    /// Parts trained without owning them, and from where.
+    shadows: BTreeMap<Part, Option<CheckpointId>>,
+    /// Parts free to claim.
+    free: BTreeMap<Part, Free>,
     /// Parts not to claim before a moment: given up, or failed here.
     avoid_until: BTreeMap<Part, Time>,
     holding: Holding,
+    /// When to look again which checkpoints fall to this node.
+    next_look: Time,
     progress: BTreeMap<Part, Progress>,
     addresses: Vec<SocketAddr>,
     listen_until: Time,
@@ -175,6 +199,8 @@ pub struct Agent {
     last_pulled: Option<NodeId>,
     last_tick: Time,
     wake: Time,
+    /// Something came in that may be due before `wake`.
+    stirred: bool,
     actions: VecDeque<Action>,
 }
 
@@ -200,16 +226,19 @@ impl Agent {
             boot,
             leases: Leases::default(),
             votes: BTreeMap::new(),
-            vote_again: BTreeMap::new(),
+            words: BTreeMap::new(),
+            advances: BTreeMap::new(),
             peers: BTreeMap::new(),
             connected: BTreeSet::new(),
             log_at_start: log.clone(),
             log,
             owned: BTreeMap::new(),
             former: BTreeMap::new(),
-            free_since: BTreeMap::new(),
+            shadows: BTreeMap::new(),
+            free: BTreeMap::new(),
             avoid_until: BTreeMap::new(),
             holding: Holding::new(memory.held),
+            next_look: now,
             progress: BTreeMap::new(),
             addresses: Vec::new(),
             listen_until: now + millis(times.listen_ms),
@@ -220,6 +249,7 @@ impl Agent {
             last_pulled: None,
             last_tick: now,
             wake: now,
+            stirred: true,
             actions: VecDeque::new(),
         };
         agent.take_in(now, None, memory.records);
@@ -230,14 +260,24 @@ impl Agent {
 
     /// Does all that is due. To be called after every input and at [`Agent::deadline`].
     pub fn tick(&mut self, now: Time) {
-        self.wake = Time::MAX;
         self.listen_after_a_gap(now);
+        // Most of what comes in is a heartbeat that puts off a doubt: nothing can be due before the moment asked for.
+        if !self.stirred && now < self.wake {
+            return;
+        }
+        self.stirred = false;
+        self.wake = Time::MAX;
         self.forget_silent_peers(now);
         match now < self.listen_until {
             true => self.wake_at(self.listen_until),
             false => self.attend_parts(now),
         }
-        self.attend_checkpoints(now);
+        if now >= self.next_look {
+            // Who comes and who goes moves replicas, and not in a hurry.
+            self.next_look = now + self.ttl();
+            self.attend_checkpoints(now);
+        }
+        self.wake_at(self.next_look);
         self.beat(now);
         self.pull(now);
     }
@@ -247,6 +287,9 @@ impl Agent {
         if now.saturating_sub(self.last_tick) > self.ttl() {
             let Ownership { listen_ms, heartbeat_ms, .. } = self.manifest.ownership;
             self.listen_until = self.listen_until.max(now + millis(listen_ms).max(2 * millis(heartbeat_ms)));
+            self.doubt_nobody(now);
+            self.pull_from_several();
+            self.stirred = true;
         }
         self.last_tick = now;
     }

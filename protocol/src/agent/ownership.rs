@@ -1,16 +1,11 @@
-//! Claiming parts, keeping them, and giving them up.
+//! Owning parts: from the claim through training to giving up.
 
-use std::{cmp::Reverse, collections::BTreeMap};
-
-use super::{Action, Agent, millis};
+use super::{Action, Agent, Halt};
 use crate::{
     checkpoint::CheckpointId,
-    claim::{Claim, ClaimId, Previous, VOTES_MAX, Vote},
-    identity::NodeId,
+    claim::{Claim, ClaimId},
     lease::Time,
-    message::Gossip,
     part::Part,
-    signed::{Signed, Verified},
 };
 
 /// The least number of parts by which an owner must exceed an idle peer before it hands one over.
@@ -56,8 +51,11 @@ impl Agent {
 
     /// The trainer of a part died. The part is released so that another may try; where there is no other, this node tries again later.
     pub fn trainer_failed(&mut self, now: Time, part: Part) {
-        let others = self.candidates(now).iter().any(|(node, _)| *node != self.id());
-        let later = now + RETRY_TTLS * self.ttl();
+        self.look_soon();
+        let (others, later) = (self.heir(now, part).is_some(), self.back_off(now, part, RETRY_TTLS));
+        if self.shadows.remove(&part).is_some() {
+            self.avoid_until.insert(part, later);
+        }
         let Some(owned) = self.owned.get_mut(&part) else { return };
         // There is no trainer left that could be told to stop.
         owned.phase = Phase::Resuming;
@@ -73,6 +71,7 @@ impl Agent {
     /// Gives up every part and claims no more: this node is leaving.
     pub fn leave(&mut self, now: Time) {
         self.leaving = true;
+        self.look_soon();
         for part in self.owned().collect::<Vec<_>>() {
             self.release(now, part);
         }
@@ -84,16 +83,22 @@ impl Agent {
             self.listened = true;
             self.resume_own_claims(now);
         }
+        if self.register.is_barred(self.id()) {
+            return self.act(Action::Halt(Halt::Barred));
+        }
         self.yield_lost_parts(now);
+        self.end_shadows(now);
         for part in self.owned().collect::<Vec<_>>() {
             match self.owned[&part].phase {
                 Phase::Intent { until } if now < until => self.wake_at(until),
                 Phase::Resuming if self.avoid_until.get(&part).is_some_and(|until| now < *until) => {}
                 Phase::Intent { .. } | Phase::Resuming => self.begin(now, part),
+                // The trainer hangs: better to let another try.
+                Phase::Training if self.is_idle(now, part) && self.heir(now, part).is_some() => self.release(now, part),
                 Phase::Training => {}
             }
         }
-        self.claim_one(now);
+        self.attend_free_parts(now);
     }
 
     /// After a restart: parts whose current claim is this node's own are still its own, under the same term and a greater `seq`.
@@ -118,7 +123,8 @@ impl Agent {
         for part in self.owned().collect::<Vec<_>>() {
             if self.register.current_id(part) != Some(self.owned[&part].id) {
                 self.drop_part(part);
-                self.avoid_until.insert(part, now + self.ttl());
+                let later = self.back_off(now, part, 1);
+                self.avoid_until.insert(part, later);
             }
         }
     }
@@ -135,192 +141,34 @@ impl Agent {
 
     /// Gives a part up with a signed word, so that nobody needs to wait for the ttl.
     fn release(&mut self, now: Time, part: Part) {
-        let Some(owned) = self.owned.get(&part) else { return };
-        let claim = owned.id;
+        if !self.owned.contains_key(&part) {
+            return;
+        }
+        let (heir, later) = (self.heir(now, part), self.back_off(now, part, RETRY_TTLS));
         self.drop_part(part);
-        self.vote(part, claim);
-        self.avoid_until.insert(part, now + RETRY_TTLS * self.ttl());
+        self.vote(now, part, heir.map(|heir| heir.node));
+        self.avoid_until.insert(part, later);
+    }
+
+    /// Until when to leave a part alone: so many ttls, twice as many for every time that this node lately lost it.
+    fn back_off(&self, now: Time, part: Part, ttls: u32) -> Time {
+        now + self.ttl() * (ttls << self.register.losses(part, self.id()).min(6))
     }
 
     /// Hands the part over if a live peer with room owns clearly fewer. Called at a checkpoint, when least is lost.
     pub(super) fn consider_handover(&mut self, now: Time, part: Part) {
         let mine = self.owned.len();
         let in_motion = self.owned.values().any(|owned| owned.phase != Phase::Training)
-            || self.manifest.clone().parts().any(|part| self.is_claimable(now, part));
-        let gain = self.candidates(now).iter().any(|(peer, load)| *peer != self.id() && load + HANDOVER_GAIN <= mine);
-        if gain && !in_motion {
+            || self.manifest.clone().parts().any(|part| !self.owned.contains_key(&part) && self.is_over(now, part));
+        if mine < HANDOVER_GAIN || in_motion {
+            return;
+        }
+        if self.heir(now, part).is_some_and(|heir| self.burden(part, heir) + HANDOVER_GAIN <= mine) {
             self.release(now, part);
         }
     }
 
-    /// Signs and spreads this node's word that a claim is over: a release of its own, a suspicion of another's.
-    fn vote(&mut self, part: Part, claim: ClaimId) {
-        let vote = Verified::sign(&self.keypair, self.run, Vote { part, claim });
-        self.publish(&Gossip::Vote(vote.signed().clone()));
-        self.note_vote(vote);
-    }
-
-    /// Files a vote on a part's current claim. False if it is on another claim, or from a stranger.
-    pub(super) fn note_vote(&mut self, vote: Verified<Vote>) -> bool {
-        let Some(current) = self.register.current(vote.part) else { return false };
-        let released = current.author() == vote.author();
-        if self.register.current_id(vote.part) != Some(vote.claim) || !self.manifest.admits(vote.author()) {
-            return false;
-        }
-        let votes = self.votes.entry(vote.part).or_default();
-        votes.retain(|_, known| known.claim == vote.claim);
-        if votes.len() >= VOTES_MAX && !released && !votes.contains_key(&vote.author()) {
-            return false;
-        }
-        votes.insert(vote.author(), vote);
-        true
-    }
-
-    /// The votes on the part's current claim.
-    fn votes_on(&self, part: Part) -> impl Iterator<Item = &Verified<Vote>> {
-        let current = self.register.current_id(part);
-        self.votes
-            .get(&part)
-            .into_iter()
-            .flat_map(|votes| votes.values())
-            .filter(move |vote| Some(vote.claim) == current)
-    }
-
     fn is_released(&self, part: Part) -> bool {
-        let owner = self.register.current(part).map(|claim| claim.author());
-        self.votes_on(part).any(|vote| Some(vote.author()) == owner)
-    }
-
-    /// True if the part's owner has been silent for longer than the ttl.
-    fn is_lapsed(&self, now: Time, part: Part) -> bool {
-        self.leases.silence(now, part).is_some_and(|silence| silence > self.ttl())
-    }
-
-    /// What ends the part's current claim for this node: the release of another owner, or a quorum of votes. None if there is not enough.
-    fn evidence(&self, part: Part) -> Option<Vec<Signed<Vote>>> {
-        let Some(current) = self.register.current(part) else { return Some(Vec::new()) };
-        let owner = current.author();
-        if owner != self.id()
-            && let Some(release) = self.votes_on(part).find(|vote| vote.author() == owner)
-        {
-            return Some(vec![release.signed().clone()]);
-        }
-        let quorum = usize::from(self.manifest.ownership.quorum);
-        let votes: Vec<_> = self.votes_on(part).take(quorum).map(|vote| vote.signed().clone()).collect();
-        (votes.len() == quorum).then_some(votes)
-    }
-
-    /// True if a claim on the part would be founded, and this node sees no reason against it.
-    fn is_claimable(&self, now: Time, part: Part) -> bool {
-        let over = self.register.current(part).is_none() || self.is_released(part) || self.is_lapsed(now, part);
-        over && !self.owned.contains_key(&part) && self.evidence(part).is_some()
-    }
-
-    /// Suspects silent owners, and claims the part that it is this node's turn to claim, one at a time.
-    fn claim_one(&mut self, now: Time) {
-        let (mut turns, mut candidates) = (Vec::new(), None);
-        for part in self.manifest.clone().parts() {
-            if self.owned.contains_key(&part) {
-                self.free_since.remove(&part);
-                continue;
-            }
-            self.suspect_if_lapsed(now, part);
-            if !self.is_claimable(now, part) {
-                self.free_since.remove(&part);
-                continue;
-            }
-            let since = *self.free_since.entry(part).or_insert(now);
-            let candidates = candidates.get_or_insert_with(|| self.candidates(now));
-            if let Some(rank) = self.rank(part, candidates) {
-                let delay = millis(self.manifest.ownership.rank_delay_ms) * rank;
-                let allowed = self.avoid_until.get(&part).copied().unwrap_or_default();
-                turns.push(((since + delay).max(allowed), part));
-            }
-        }
-        let busy = self.owned.values().any(|owned| matches!(owned.phase, Phase::Intent { .. }));
-        if busy || self.leaving || !self.manifest.admits(self.id()) {
-            return;
-        }
-        match turns.into_iter().min() {
-            Some((at, part)) if at <= now => self.claim(now, part),
-            Some((at, _)) => self.wake_at(at),
-            None => {}
-        }
-    }
-
-    fn suspect_if_lapsed(&mut self, now: Time, part: Part) {
-        let Some(silence) = self.leases.silence(now, part) else { return };
-        if silence <= self.ttl() {
-            return self.wake_at(now + (self.ttl() - silence) + Time::from_millis(1));
-        }
-        let Some(current) = self.register.current_id(part) else { return };
-        if self.settings.capacity == 0 || self.leaving {
-            return;
-        }
-        // Who finds the quorum reached need not add to it. Who voted repeats it while the silence lasts: gossip loses messages.
-        let enough = self.votes_on(part).count() >= usize::from(self.manifest.ownership.quorum);
-        let due = match self.vote_again.get(&part) {
-            Some(again) => now >= *again,
-            None => !enough,
-        };
-        if due {
-            self.vote(part, current);
-            self.vote_again.insert(part, now + self.ttl());
-        }
-        if let Some(again) = self.vote_again.get(&part) {
-            self.wake_at(*again);
-        }
-    }
-
-    /// Live peers with room for a part, this node among them if it has room, and how many parts each owns.
-    fn candidates(&self, now: Time) -> Vec<(NodeId, usize)> {
-        let mut loads = BTreeMap::<NodeId, usize>::new();
-        for part in self.manifest.parts().filter(|part| self.owner_is_live(now, *part)) {
-            if let Some(claim) = self.register.current(part) {
-                *loads.entry(claim.author()).or_default() += 1;
-            }
-        }
-        let peers = self.peers.iter().map(|(node, peer)| (*node, peer.presence.capacity));
-        peers
-            .chain([(self.id(), self.settings.capacity)])
-            .map(|(node, capacity)| (node, capacity, loads.get(&node).copied().unwrap_or(0)))
-            .filter(|(node, capacity, load)| *load < usize::from(*capacity) && self.manifest.admits(*node))
-            .map(|(node, _, load)| (node, load))
-            .collect()
-    }
-
-    /// This node's place among the candidates for the part: the least loaded first, then by rendezvous hash. None without room.
-    fn rank(&self, part: Part, candidates: &[(NodeId, usize)]) -> Option<u32> {
-        let (term, previous) = self.next_term(part)?;
-        let weight = |node| Reverse(ClaimId::of(self.run, part, term, previous, node));
-        let (me, my_load) = *candidates.iter().find(|(node, _)| *node == self.id())?;
-        let mine = weight(me);
-        let before = |(node, load): &(NodeId, usize)| *load < my_load || (*load == my_load && weight(*node) < mine);
-        Some(candidates.iter().filter(|candidate| before(candidate)).count() as u32)
-    }
-
-    /// Term and predecessor of the claim that would come next.
-    fn next_term(&self, part: Part) -> Option<(u64, Option<Previous>)> {
-        match self.register.current(part) {
-            None => Some((1, None)),
-            Some(current) => {
-                let owner = current.author();
-                let previous = Previous { claim: current.id(self.run, owner), owner };
-                Some((current.term.checked_add(1)?, Some(previous)))
-            }
-        }
-    }
-
-    fn claim(&mut self, now: Time, part: Part) {
-        let (Some((term, previous)), Some(evidence)) = (self.next_term(part), self.evidence(part)) else { return };
-        let id = ClaimId::of(self.run, part, term, previous, self.id());
-        // Where a crash left a reservation without a claim, go on above it.
-        let seq = self.log.get(&id).copied().unwrap_or(0);
-        let claim = Claim { part, term, previous, evidence, boot: self.boot, seq };
-        let until = now + millis(self.manifest.ownership.intent_ms);
-        self.owned.insert(part, Owned { claim, id, phase: Phase::Intent { until }, parent: None });
-        self.free_since.remove(&part);
-        self.next_beat = now;
-        self.wake_at(until);
+        self.release_of(part).is_some()
     }
 }

@@ -31,7 +31,7 @@ fn run() -> RunId {
 }
 
 fn vote() -> Vote {
-    Vote { part: Part::Expert(300), claim: ClaimId(Hash([2; 32])) }
+    Vote { part: Part::Expert(300), claim: Some(ClaimId(Hash([2; 32]))), heir: Some(NodeId([3; 32])) }
 }
 
 fn claim() -> Claim {
@@ -84,7 +84,11 @@ fn the_wire_form_of_every_kind_is_what_it_was() {
         ("checkpoint id", Verified::sign(&key(1), run(), checkpoint()).id().0.to_string()),
     ];
     let expected = [
-        ("vote", "00fb2c010202020202020202020202020202020202020202020202020202020202020202"),
+        (
+            "vote",
+            "00fb2c0101020202020202020202020202020202020202020202020202020202020202020201030303030303030303\
+             0303030303030303030303030303030303030303030303",
+        ),
         (
             "claim",
             "010201020202020202020202020202020202020202020202020202020202020202020203030303030303030303030303\
@@ -104,7 +108,7 @@ fn the_wire_form_of_every_kind_is_what_it_was() {
              bqgaydambqgaydambqgaybcqxws4buf4ytsmrogaxdelrxf52gg4bpgeaa",
         ),
         ("beat", "e4ca28808a5a277b92c5bfa24f271579ab8cbc9f18f34f921355ba9dd71f68c7"),
-        ("gossiped vote", "7c596dc0bae4c2b438f8d0d2c59d77b26cadf8c5d9cf618766a4bf3021eca5ad"),
+        ("gossiped vote", "25725085dc3a05d6971ad88813f7dfca70c5b7c79de1d8e50381d55f22dc1a68"),
         ("gossiped checkpoint", "5728d69ca47e028890ad5b4b8e6c26f331195d2ff76723a6ffbbf85c896b1767"),
         ("records", "35b164ad718e33dcefa91f5bce30e3aef323c1b51151f73eebd27ee17b72aa87"),
         ("manifest", "a19dd389cb0b747b4340cb167548217bddcc2a427ca821285263a70b1d0838ea"),

@@ -40,7 +40,8 @@ fn address() -> impl Strategy<Value = SocketAddr> {
 }
 
 pub(crate) fn vote() -> impl Strategy<Value = Vote> {
-    (part(), hash()).prop_map(|(part, claim)| Vote { part, claim: ClaimId(claim) })
+    let claim = option::of(hash().prop_map(ClaimId));
+    (part(), claim, option::of(node())).prop_map(|(part, claim, heir)| Vote { part, claim, heir })
 }
 
 fn signed_vote() -> impl Strategy<Value = Signed<Vote>> {

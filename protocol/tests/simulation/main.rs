@@ -4,6 +4,7 @@ mod chaos;
 mod checkpoints;
 #[path = "../common/mod.rs"]
 mod common;
+mod failures;
 mod ownership;
 mod strangers;
 mod world;

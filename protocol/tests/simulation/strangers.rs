@@ -29,12 +29,12 @@ fn claims(world: &World) -> Vec<Option<ClaimId>> {
     world.parts().iter().map(|part| world.agent(0).register().current_id(*part)).collect()
 }
 
-fn current(world: &World) -> Previous {
+pub(crate) fn current(world: &World) -> Previous {
     let claim = world.agent(0).register().current(PART).unwrap();
     Previous { claim: claim.id(world.agent(0).run(), claim.author()), owner: claim.author() }
 }
 
-fn claim(
+pub(crate) fn claim_of(
     world: &World,
     author: &Keypair,
     term: u64,
@@ -45,15 +45,16 @@ fn claim(
     Verified::sign(author, world.agent(0).run(), claim)
 }
 
-fn vote(world: &World, author: &Keypair, claim: ClaimId) -> Signed<Vote> {
-    Verified::sign(author, world.agent(0).run(), Vote { part: PART, claim }).signed().clone()
+pub(crate) fn vote_for(world: &World, author: &Keypair, claim: Option<ClaimId>, heir: NodeId) -> Signed<Vote> {
+    let vote = Vote { part: PART, claim, heir: Some(heir) };
+    Verified::sign(author, world.agent(0).run(), vote).signed().clone()
 }
 
-fn beat(claim: &Verified<Claim>) -> Gossip {
+pub(crate) fn beat(claim: &Verified<Claim>) -> Gossip {
     Gossip::Beat { presence: Presence::default(), claims: vec![claim.signed().clone()] }
 }
 
-fn say(world: &mut World, from: NodeId, message: &Gossip) -> Verdict {
+pub(crate) fn say(world: &mut World, from: NodeId, message: &Gossip) -> Verdict {
     let bytes = message.to_bytes().unwrap();
     world.inject(from, message);
     world.input(0, |agent, now| agent.receive(now, from, &bytes))
@@ -67,11 +68,11 @@ fn with_quorum_two_one_liars_suspicions_take_no_part_from_a_live_owner() {
     let liar = liar();
     for _ in 0..30 {
         let current = current(&world);
-        let suspicion = vote(&world, &liar, current.claim);
+        let suspicion = vote_for(&world, &liar, Some(current.claim), liar.id());
         say(&mut world, liar.id(), &Gossip::Vote(suspicion.clone()));
-        let theft = claim(&world, &liar, 2, Some(current), vec![suspicion.clone()]);
+        let theft = claim_of(&world, &liar, 2, Some(current), vec![suspicion.clone()]);
         assert_eq!(say(&mut world, liar.id(), &beat(&theft)), Verdict::Reject);
-        let twice = claim(&world, &liar, 2, Some(current), vec![suspicion.clone(), suspicion]);
+        let twice = claim_of(&world, &liar, 2, Some(current), vec![suspicion.clone(), suspicion]);
         assert_eq!(say(&mut world, liar.id(), &beat(&twice)), Verdict::Reject);
         world.run_secs(5);
     }
@@ -83,11 +84,11 @@ fn with_quorum_two_one_key_cannot_count_up_terms_by_itself() {
     let mut world = World::of(22, manifest(2, 2), 3, 3);
     world.run_secs(60);
     let (run, liar) = (world.agent(0).run(), liar());
-    let first = claim(&world, &liar, 1, None, Vec::new());
+    let first = claim_of(&world, &liar, 1, None, Vec::new());
     say(&mut world, liar.id(), &beat(&first));
     let previous = Previous { claim: first.id(run, liar.id()), owner: liar.id() };
-    let release = vote(&world, &liar, previous.claim);
-    let second = claim(&world, &liar, 2, Some(previous), vec![release]);
+    let release = vote_for(&world, &liar, Some(previous.claim), liar.id());
+    let second = claim_of(&world, &liar, 2, Some(previous), vec![release]);
     assert_eq!(say(&mut world, liar.id(), &beat(&second)), Verdict::Reject);
     assert_eq!(world.agent(0).register().current(PART).unwrap().term, 1);
 }
@@ -99,15 +100,15 @@ fn a_made_up_term_changes_no_owner_and_costs_no_memory() {
     let (before, run, liar) = (claims(&world), world.agent(0).run(), liar());
     for term in [2, 3, u64::MAX] {
         let previous = Previous { claim: ClaimId(Hash::of(&term.to_le_bytes())), owner: liar.id() };
-        let release = vote(&world, &liar, previous.claim);
-        let jump = claim(&world, &liar, term, Some(previous), vec![release]);
+        let release = vote_for(&world, &liar, Some(previous.claim), liar.id());
+        let jump = claim_of(&world, &liar, term, Some(previous), vec![release]);
         say(&mut world, liar.id(), &beat(&jump));
         assert!(world.agent(0).register().claim(PART, jump.id(run, liar.id())).is_none());
     }
     // A known predecessor does not help either.
     let current = current(&world);
-    let suspicion = vote(&world, &liar, current.claim);
-    let jump = claim(&world, &liar, u64::MAX, Some(current), vec![suspicion]);
+    let suspicion = vote_for(&world, &liar, Some(current.claim), liar.id());
+    let jump = claim_of(&world, &liar, u64::MAX, Some(current), vec![suspicion]);
     assert_eq!(say(&mut world, liar.id(), &beat(&jump)), Verdict::Reject);
     world.run_secs(60);
     assert_eq!(claims(&world), before);
@@ -122,7 +123,7 @@ fn checkpoints_of_a_lost_claim_push_out_no_others() {
     let name = |author: &Keypair| ClaimId::of(run, PART, 1, None, author.id());
     let current_id = world.agent(0).register().current_id(PART).unwrap();
     let liar = (100..=255).map(key).find(|author| name(author) < current_id).unwrap();
-    let lost = claim(&world, &liar, 1, None, Vec::new());
+    let lost = claim_of(&world, &liar, 1, None, Vec::new());
     say(&mut world, liar.id(), &beat(&lost));
     let blob = Blob { hash: Hash::of(b"junk"), bytes: 1 };
     for step in 0..40 {
@@ -155,10 +156,10 @@ fn a_claim_of_a_key_that_is_not_admitted_is_refused() {
     assert_eq!(world.load(outsider), 0, "an honest outsider does not even try");
     let before = claims(&world);
     assert!(before.iter().all(Option::is_some));
-    let theft = claim(&world, &liar(), 1, None, Vec::new());
+    let theft = claim_of(&world, &liar(), 1, None, Vec::new());
     assert_eq!(say(&mut world, liar().id(), &beat(&theft)), Verdict::Reject);
     let current = current(&world);
-    let suspicion = vote(&world, &liar(), current.claim);
+    let suspicion = vote_for(&world, &liar(), Some(current.claim), liar().id());
     assert_eq!(say(&mut world, liar().id(), &Gossip::Vote(suspicion)), Verdict::Ignore);
     world.run_secs(30);
     assert_eq!(claims(&world), before);
@@ -168,10 +169,10 @@ fn a_claim_of_a_key_that_is_not_admitted_is_refused() {
 fn records_of_another_author_or_run_are_rejected() {
     let mut world = World::of(26, manifest(1, 1), 2, 2);
     world.run_secs(30);
-    let honest = claim(&world, &key(1), 1, None, Vec::new());
+    let honest = claim_of(&world, &key(1), 1, None, Vec::new());
     assert_eq!(say(&mut world, liar().id(), &beat(&honest)), Verdict::Reject, "relayed under another envelope");
     let other = World::of(26, manifest(2, 1), 1, 1);
-    let foreign = claim(&other, &liar(), 1, None, Vec::new());
+    let foreign = claim_of(&other, &liar(), 1, None, Vec::new());
     assert_eq!(say(&mut world, liar().id(), &beat(&foreign)), Verdict::Reject);
 }
 

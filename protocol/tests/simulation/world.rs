@@ -138,7 +138,16 @@ impl World {
         self.add_with_key(self.nodes.len() as u8 + 1, settings)
     }
 
+    /// Adds and starts a node on an island of its choice.
+    pub(crate) fn add_on(&mut self, settings: Settings, island: u8) -> usize {
+        self.push(self.nodes.len() as u8 + 1, settings, island)
+    }
+
     pub(crate) fn add_with_key(&mut self, key: u8, settings: Settings) -> usize {
+        self.push(key, settings, 0)
+    }
+
+    fn push(&mut self, key: u8, settings: Settings, island: u8) -> usize {
         self.nodes.push(Node {
             key,
             settings,
@@ -146,7 +155,7 @@ impl World {
             agent: None,
             disk: Disk::default(),
             trainers: BTreeMap::new(),
-            island: 0,
+            island,
             next_tick: Time::MAX,
             halted: None,
             deaf: false,

@@ -1,0 +1,98 @@
+//! A network of thousands of agents in virtual time: the same state machine that a node runs, with faults drawn from a seed.
+//!
+//! Every run replays exactly by its seed. An all-seeing observer holds the agents to the laws at every event: nothing is signed that is not durable, no key
+//! signs two claims on one term, no node's view of an owner goes back, no honest message is rejected; and, when the faults have ceased, all agree,
+//! every part is trained once, no best checkpoint is lost and no liar owns anything.
+
+mod faults;
+mod ledger;
+mod queue;
+pub mod random;
+pub mod report;
+pub mod scenario;
+mod world;
+
+use std::{io::BufWriter, path::PathBuf, time::Duration};
+
+use anyhow::Context;
+use clap::Args;
+
+use self::{report::Report, scenario::Scenario, world::World};
+
+/// The time at the end in which no fault begins, at most.
+const CALM: Duration = Duration::from_secs(1200);
+
+/// Simulate many nodes in virtual time, with faults, and check the promises of the protocol
+#[derive(Args, Clone, Debug)]
+pub struct Sim {
+    /// Nodes, liars among them
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    pub nodes: u32,
+    /// Parts: experts, and the router
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(2..=1024))]
+    pub parts: u16,
+    /// Simulated hours
+    #[arg(long, default_value_t = 1.0)]
+    pub hours: f64,
+    /// The first seed
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// How many seeds, one after the other
+    #[arg(long, default_value_t = 1)]
+    pub seeds: u64,
+    /// Faults; without a file every seed draws its own
+    #[arg(long)]
+    pub scenario: Option<PathBuf>,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Write a line for every event, a column for every node: the parts it trains, z if suspended
+    #[arg(long)]
+    pub trace: Option<PathBuf>,
+}
+
+impl Sim {
+    /// Runs the command.
+    pub fn run(self) -> anyhow::Result<()> {
+        if !self.json {
+            println!("{}", Report::HEADING);
+        }
+        for seed in self.seed..self.seed.saturating_add(self.seeds) {
+            let began = std::time::Instant::now();
+            let mut report = self.simulate(seed).with_context(|| format!("replay with: {}", self.replay(seed)))?;
+            report.wall_s = began.elapsed().as_secs_f64();
+            match self.json {
+                true => println!("{}", serde_json::to_string(&report)?),
+                false => println!("{report}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs one seed. An error says which law was broken, and when.
+    pub fn simulate(&self, seed: u64) -> anyhow::Result<Report> {
+        let seconds = (self.hours * 3600.0).max(1.0);
+        let end = Duration::from_secs_f64(seconds);
+        let scenario = match &self.scenario {
+            Some(path) => Scenario::read(path)?,
+            None => Scenario::drawn(seed, seconds as u64),
+        };
+        let mut world = World::new(scenario, self.nodes, self.parts, seed, end)?;
+        if let Some(path) = &self.trace {
+            let file = std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+            world.trace = Some(Box::new(BufWriter::new(file)));
+        }
+        // Half of the time or more has faults; then there is time to come to rest, and the laws of rest are checked.
+        let calm = CALM.min(end / 2);
+        world.plan_faults(end - calm);
+        let report = Report { nodes: self.nodes, parts: self.parts, seed, ..Report::default() };
+        world.run_until(end).with_context(|| format!("a law is broken at {:?} of virtual time", world.now))?;
+        world.close(report, calm == CALM)
+    }
+
+    fn replay(&self, seed: u64) -> String {
+        let scenario = self.scenario.as_ref().map_or(String::new(), |path| format!(" --scenario {}", path.display()));
+        let Self { nodes, parts, hours, .. } = self;
+        format!("paris-testnet sim --nodes {nodes} --parts {parts} --hours {hours} --seed {seed}{scenario}")
+    }
+}

@@ -1,0 +1,112 @@
+//! What happens when: events ordered by time, and those of one moment by when they were planned.
+
+use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
+
+use paris_protocol::{checkpoint::CheckpointId, heard::Heard, identity::NodeId, lease::Time, part::Part};
+
+/// A node by its place in the world.
+pub(super) type Place = u32;
+
+/// Receivers of one broadcast share their delay in as many groups.
+pub(super) const GROUPS: u32 = 8;
+
+/// Something that happens. `life` says in which life of its node: what was meant for an earlier one is void.
+pub(super) enum Event {
+    Tick {
+        node: Place,
+    },
+    /// A broadcast reaches one in [`GROUPS`] of the nodes.
+    Gossip {
+        from: Place,
+        group: u32,
+        heard: Arc<Heard>,
+    },
+    Request {
+        to: Place,
+        from: Place,
+        request: Vec<u8>,
+    },
+    Answer {
+        to: Place,
+        from: NodeId,
+        answer: Vec<u8>,
+    },
+    Fetch {
+        node: Place,
+        life: u32,
+        id: CheckpointId,
+        state: bool,
+        providers: Vec<NodeId>,
+    },
+    Checkpoint {
+        node: Place,
+        part: Part,
+        generation: u64,
+    },
+    LastCheckpoint {
+        node: Place,
+        life: u32,
+        part: Part,
+        step: u64,
+    },
+    Start {
+        node: Place,
+    },
+    Kill,
+    Suspend,
+    Resume {
+        node: Place,
+    },
+    Leave {
+        node: Place,
+    },
+    Cut {
+        partition: usize,
+    },
+    Heal,
+    /// Looks whether all agree, after a cut was healed.
+    Look {
+        healed: Time,
+    },
+    Lie {
+        node: Place,
+    },
+}
+
+/// Events to come.
+#[derive(Default)]
+pub(super) struct Queue {
+    heap: BinaryHeap<Reverse<(Time, u64, usize)>>,
+    /// Where events lie, so that the heap moves small things.
+    slots: Vec<Option<Event>>,
+    vacant: Vec<usize>,
+    planned: u64,
+}
+
+impl Queue {
+    pub(super) fn plan(&mut self, at: Time, event: Event) {
+        self.planned += 1;
+        let slot = match self.vacant.pop() {
+            Some(slot) => {
+                self.slots[slot] = Some(event);
+                slot
+            }
+            None => {
+                self.slots.push(Some(event));
+                self.slots.len() - 1
+            }
+        };
+        self.heap.push(Reverse((at, self.planned, slot)));
+    }
+
+    pub(super) fn next(&mut self) -> Option<(Time, Event)> {
+        let Reverse((at, _, slot)) = self.heap.pop()?;
+        self.vacant.push(slot);
+        self.slots[slot].take().map(|event| (at, event))
+    }
+
+    /// How many events were planned so far: a number that no two of them share.
+    pub(super) fn planned(&self) -> u64 {
+        self.planned
+    }
+}
