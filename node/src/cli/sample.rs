@@ -1,7 +1,7 @@
 //! `paris-node sample`
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io::IsTerminal,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
@@ -18,7 +18,7 @@ use paris_model::{
 
 use crate::{
     api::Client,
-    runtime::{Assembly, Node, NodeConfig},
+    runtime::{AssembledPart, Assembly, Node, NodeConfig},
     sampling::{Drawing, is_here, manifest_from_hex},
     store::DataDir,
 };
@@ -129,6 +129,8 @@ impl Sample {
         let mut assembly = ask().await?;
         let parts = manifest_from_hex(&assembly.manifest)?.parts().count();
         let bar = bar("fetching checkpoints {wide_bar} {pos}/{len} parts", parts as u64)?;
+        // What was best at the beginning, or better, will do: owners publish faster than a slow line fetches.
+        let mut wanted: HashMap<String, u64> = HashMap::new();
         let mut checked = HashSet::new();
         loop {
             for part in &mut assembly.parts {
@@ -139,7 +141,11 @@ impl Sample {
                     }
                 }
             }
-            let here = assembly.parts.iter().filter(|part| part.path.is_some()).count();
+            let is_enough = |part: &&AssembledPart| {
+                let step = *wanted.entry(part.part.clone()).or_insert(part.best_step);
+                part.path.is_some() && part.step >= step
+            };
+            let here = assembly.parts.iter().filter(is_enough).count();
             bar.set_position(here as u64);
             if here == parts || Instant::now() >= until {
                 bar.finish_and_clear();

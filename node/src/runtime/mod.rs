@@ -125,7 +125,7 @@ pub enum NodeError {
     Stopped,
 }
 
-/// The best checkpoint of every part that has one.
+/// The best checkpoint of every part that has one; the best that is here while that one is being fetched.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Assembly {
     /// The run's id.
@@ -143,6 +143,8 @@ pub struct AssembledPart {
     pub part: String,
     /// Optimiser steps.
     pub step: u64,
+    /// Those of the best checkpoint known.
+    pub best_step: u64,
     /// Who trained it, short.
     pub author: String,
     /// BLAKE3 of the weights, in hexadecimal.

@@ -15,11 +15,14 @@ impl Driver {
     pub(super) fn assembly(&self) -> Assembly {
         let part = |part: Part| {
             let best = self.agent.best(part)?;
+            // While the best is being fetched, the best that is here can be drawn with.
+            let checkpoint = self.best_held(part).unwrap_or(best);
             Some(AssembledPart {
                 part: part.name(),
-                step: best.step,
-                author: best.author().to_string(),
-                weights: best.weights.hash.to_string(),
+                step: checkpoint.step,
+                best_step: best.step,
+                author: checkpoint.author().to_string(),
+                weights: checkpoint.weights.hash.to_string(),
                 path: None,
             })
         };
@@ -29,6 +32,10 @@ impl Driver {
             manifest: self.work.manifest_hex(),
             parts: manifest.parts().filter_map(part).collect(),
         }
+    }
+
+    fn best_held(&self, part: Part) -> Option<&Verified<Checkpoint>> {
+        self.agent.register().checkpoints(part).into_iter().find(|checkpoint| self.agent.holds(checkpoint.id()))
     }
 
     pub(super) fn status(&self) -> Status {
@@ -54,7 +61,7 @@ impl Driver {
             CheckpointStatus::of(checkpoint, |id| agent.holders(id), |id| agent.holds(id))
         };
         let best = agent.best(part);
-        let held = agent.register().checkpoints(part).into_iter().find(|checkpoint| agent.holds(checkpoint.id()));
+        let held = self.best_held(part);
         let measured = progress.map(|progress| progress.held_out_loss).filter(|loss| loss.is_finite());
         PartStatus {
             owner_is_live: agent.owner_is_live(self.now(), part),
