@@ -276,6 +276,7 @@ impl World {
         for action in actions {
             self.carry_out(place, action)?;
         }
+        self.note_adopted(place);
         Ok(Some(result))
     }
 
@@ -504,12 +505,25 @@ impl World {
                 self.ledger.published(part, record.term, step, id);
             }
         }
-        if let Some(trainer) = node.trainers.get_mut(&part).filter(|trainer| trainer.shadow) {
+        Ok(())
+    }
+
+    /// A shadow whose part its node came to own is a trainer like any other.
+    fn note_adopted(&mut self, place: Place) {
+        let Node { agent: Some(agent), trainers, .. } = &mut self.nodes[place as usize] else { return };
+        if !trainers.values().any(|trainer| trainer.shadow) {
+            return;
+        }
+        let shadows: Vec<Part> = agent.shadows().collect();
+        let mut adopted = Vec::new();
+        for (part, trainer) in trainers.iter_mut().filter(|(part, it)| it.shadow && !shadows.contains(part)) {
             trainer.shadow = false;
+            adopted.push(*part);
+        }
+        for part in adopted {
             self.ledger.begins(self.now, part, place);
             self.note(|| format!("node {place} owns {part}, which it trained in the shadow"));
         }
-        Ok(())
     }
 
     /// Living nodes that are honest.
