@@ -29,8 +29,9 @@ fn a_chain_of_claims_is_whole_again_and_surplus_checkpoints_are_dropped() {
     let mut before: Option<(Previous, &Keypair)> = None;
     for term in 1..=TERMS {
         let owner = &keys[term as usize % 2];
+        let heir = Some(owner.id());
         let release = |(previous, owner): (Previous, &Keypair)| {
-            Verified::sign(owner, run, Vote { part, claim: Some(previous.claim), heir: None }).signed().clone()
+            Verified::sign(owner, run, Vote { part, claim: Some(previous.claim), heir }).signed().clone()
         };
         let (previous, evidence) = (before.map(|it| it.0), before.map(release).into_iter().collect());
         let claim = Claim { part, term, previous, evidence, boot: 1, seq: 1 };
