@@ -1,11 +1,6 @@
-//! Tensors as bytes: safetensors without metadata, so that equal tensors are equal bytes; and files that are whole or not there.
+//! Tensors as bytes: safetensors without metadata, so that equal tensors are equal bytes.
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::{self, Write},
-    path::Path,
-};
+use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -89,19 +84,6 @@ pub fn read(bytes: &[u8], shapes: &Shapes, device: &Device) -> Result<BTreeMap<S
     Ok(tensors)
 }
 
-/// Writes a file whole or not at all, and durably: a temporary file in the same folder is synced, renamed, and the folder synced.
-pub fn write_durable(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    if cfg!(unix) {
-        File::open(folder)?.sync_all()?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,15 +126,5 @@ mod tests {
         let mut poisoned = tensors();
         poisoned.insert("a".into(), Tensor::new(&[f32::NAN], &Device::Cpu).unwrap());
         assert!(matches!(read(&write(&poisoned).unwrap(), &shapes()), CheckpointError::NotFinite(_)));
-    }
-
-    #[test]
-    fn a_durable_file_replaces_the_one_before() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
-        write_durable(&path, b"one").unwrap();
-        write_durable(&path, b"two").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"two");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }
