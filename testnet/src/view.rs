@@ -42,12 +42,7 @@ impl View {
             self.lines_up = table.lines().count() + 1;
         } else if self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
             self.last_line = Some(Instant::now());
-            let part = |part: &PartStatus| {
-                let owner = part.owner.as_deref().filter(|_| part.owner_is_live).unwrap_or("nobody");
-                let (step, loss) = (part.step.unwrap_or(0), part.loss.unwrap_or(f32::NAN));
-                format!("{}: {owner}, step {step}, loss {loss:.3}", part.part)
-            };
-            println!("[{:>4}] {}", self.clock(), parts.iter().map(part).collect::<Vec<_>>().join("; "));
+            println!("[{:>4}] {}", self.clock(), parts.iter().map(line).collect::<Vec<_>>().join("; "));
         }
         // A screen that cannot be written to is no reason to stop the network.
         let _ = io::stdout().flush();
@@ -63,6 +58,22 @@ impl View {
     fn clock(&self) -> String {
         format!("{}s", self.started.elapsed().as_secs())
     }
+}
+
+/// A part in a few words.
+fn line(part: &PartStatus) -> String {
+    let Some(owner) = part.owner.as_deref().filter(|_| part.owner_is_live) else {
+        return format!("{}: nobody", part.part);
+    };
+    let training = match (part.step, part.loss) {
+        (Some(step), Some(loss)) => format!("step {step}, loss {loss:.3}"),
+        _ => "starting".to_owned(),
+    };
+    let checkpoint = match &part.checkpoint {
+        Some(it) => format!(", step {} held by {}", it.step, it.holders),
+        None => String::new(),
+    };
+    format!("{}: {owner}, {training}{checkpoint}", part.part)
 }
 
 fn named(mut part: PartStatus, names: &dyn Fn(&str) -> String) -> PartStatus {
