@@ -237,7 +237,10 @@ mod tests {
         let expected = run(&composed);
         let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         let three_threads = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-        for found in [one_thread.install(|| run(&fused)), three_threads.install(|| run(&fused))] {
+        // The third takes forward and backward to different threads.
+        let apart = |x: &Tensor, condition: &Tensor| one_thread.install(|| fused(x, condition));
+        let found = [one_thread.install(|| run(&fused)), three_threads.install(|| run(&fused)), run(&apart)];
+        for found in found {
             for ((found, expected), name) in found.iter().zip(&expected).zip(["x", "condition", "group", "output"]) {
                 let largest = |t: Tensor| t.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
                 let (difference, scale) = (largest((found - expected).unwrap()), largest(expected.clone()));
@@ -284,5 +287,6 @@ mod tests {
         let error = layer.forward(&tensor(6, 16).unwrap(), &tensor(3, 16).unwrap()).unwrap_err();
         assert!(error.to_string().contains("mlp of x [2, 6, 16]"), "{error}");
         assert!(layer.forward(&tensor(6, WIDTH).unwrap(), &tensor(2, WIDTH).unwrap()).is_err());
+        assert!(layer.forward(&tensor(0, WIDTH).unwrap(), &tensor(3, WIDTH).unwrap()).is_err());
     }
 }

@@ -9,6 +9,7 @@ mod linear;
 mod matrix;
 mod modulation;
 mod sublayers;
+mod tile;
 mod vector;
 
 use std::{ops::Range, sync::OnceLock};
@@ -17,15 +18,14 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape as TensorS
 use rayon::prelude::*;
 
 use crate::host::{numbers, with_numbers};
-use sublayers::Shape;
 pub(crate) use sublayers::{CrossAttention, Final, Mlp, SelfAttention};
+use tile::{Gradients, Shape, Tile};
 pub(crate) use vector::{sum, vectorised};
 
 /// Rows that go through a sublayer together: enough for a matrix product to run at its full speed, few enough for the cache.
 const TILE_ROWS: usize = 512;
 
-/// A sublayer over slices, for a tile of samples: `x` `[samples, tokens, width]`, `condition` `[samples, rows, width]`, and the group of its
-/// parameters, biases before weights.
+/// A sublayer over slices.
 pub(crate) trait Sublayer: Send + Sync + 'static {
     /// What the backward pass needs of the forward pass.
     type Saved: Send + Sync;
@@ -44,22 +44,10 @@ pub(crate) trait Sublayer: Send + Sync + 'static {
     fn group_size(&self, width: usize) -> usize;
 
     /// Writes the output, residual included, to `out`.
-    fn forward(&self, shape: Shape, group: &[f32], x: &[f32], condition: &[f32], out: &mut [f32]) -> Self::Saved;
+    fn forward(&self, tile: Tile, out: &mut [f32]) -> Self::Saved;
 
-    /// From the gradient of the output: adds to those of `x`, the condition and the group, the first two still zero.
-    #[expect(clippy::too_many_arguments, reason = "three inputs, their gradients, and what lies between")]
-    fn backward(
-        &self,
-        shape: Shape,
-        group: &[f32],
-        x: &[f32],
-        condition: &[f32],
-        saved: &Self::Saved,
-        gradient: &[f32],
-        dx: &mut [f32],
-        dcondition: &mut [f32],
-        dgroup: &mut [f32],
-    );
+    /// From the gradient of the output: adds to those of what was read.
+    fn backward(&self, tile: Tile, saved: &Self::Saved, gradient: &[f32], into: Gradients);
 }
 
 /// True where [`apply`] can be used.
@@ -78,13 +66,14 @@ pub(crate) fn apply<S: Sublayer>(sublayer: S, x: &Tensor, condition: &Tensor, gr
 struct Fused<S: Sublayer> {
     sublayer: S,
     /// What the forward pass leaves to the backward pass, a tile each; none where no gradient will be asked for.
-    saved: Option<OnceLock<Vec<S::Saved>>>,
+    saved: Option<OnceLock<Saved<S>>>,
 }
 
-/// A few samples that go through a sublayer together.
-struct Tile<'a> {
-    x: &'a [f32],
-    condition: &'a [f32],
+/// What a forward pass left behind.
+struct Saved<S: Sublayer> {
+    /// Samples of a tile, as the forward pass cut the batch.
+    samples: usize,
+    tiles: Vec<S::Saved>,
 }
 
 impl<S: Sublayer> Fused<S> {
@@ -92,6 +81,7 @@ impl<S: Sublayer> Fused<S> {
         match (x, condition) {
             ([batch, tokens, width], [other_batch, rows, other_width])
                 if (batch, width) == (other_batch, other_width)
+                    && [batch, tokens, rows, width].into_iter().all(|dimension| *dimension > 0)
                     && self.sublayer.condition_rows().is_none_or(|needed| needed == *rows)
                     && group == self.sublayer.group_size(*width) =>
             {
@@ -101,12 +91,11 @@ impl<S: Sublayer> Fused<S> {
         }
     }
 
-    /// The tiles of a batch, and the range of them that each thread takes.
-    fn tiles<'a>(shape: Shape, x: &'a [f32], condition: &'a [f32]) -> Vec<Tile<'a>> {
-        let samples = tile_samples(shape, x.len() / (shape.tokens * shape.width));
+    /// The tiles of a batch, of so many samples each.
+    fn tiles<'a>(samples: usize, shape: Shape, group: &'a [f32], x: &'a [f32], condition: &'a [f32]) -> Vec<Tile<'a>> {
         let xs = x.chunks(samples * shape.tokens * shape.width);
         let conditions = condition.chunks(samples * shape.condition * shape.width);
-        xs.zip(conditions).map(|(x, condition)| Tile { x, condition }).collect()
+        xs.zip(conditions).map(|(x, condition)| Tile { shape, group, x, condition }).collect()
     }
 }
 
@@ -141,7 +130,8 @@ impl<S: Sublayer> CustomOp3 for Fused<S> {
         let (x, condition, group) =
             (numbers(x, x_layout)?, numbers(condition, condition_layout)?, numbers(group, group_layout)?);
         let shape = self.shape(x_layout.dims(), condition_layout.dims(), group.len())?;
-        let tiles = Self::tiles(shape, x, condition);
+        let samples = tile_samples(shape, x_layout.dims()[0]);
+        let tiles = Self::tiles(samples, shape, group, x, condition);
         let output_width = self.sublayer.output_width(shape.width);
         let mut out = vec![0.0; x.len() / shape.width * output_width];
         let outs = split_mut(&mut out, tiles.iter().map(|tile| tile.x.len() / shape.width * output_width));
@@ -150,13 +140,13 @@ impl<S: Sublayer> CustomOp3 for Fused<S> {
             .zip(outs)
             .with_min_len(tiles.len().div_ceil(rayon::current_num_threads()))
             .map(|(tile, out)| {
-                let saved = self.sublayer.forward(shape, group, tile.x, tile.condition, out);
+                let saved = self.sublayer.forward(*tile, out);
                 self.saved.as_ref().map(|_| saved)
             })
             .collect();
         if let Some(place) = &self.saved {
             // Set once: an operation runs forward once.
-            let _ = place.set(saved.into_iter().flatten().collect());
+            let _ = place.set(Saved { samples, tiles: saved.into_iter().flatten().collect() });
         }
         let mut dims = x_layout.dims().to_vec();
         dims[2] = output_width;
@@ -179,18 +169,18 @@ impl<S: Sublayer> CustomOp3 for Fused<S> {
         let mut dx = vec![0.0; x.elem_count()];
         let mut dcondition = vec![0.0; condition.elem_count()];
         let dgroup = with_numbers([x, condition, group, gradient], |[x, condition, group, gradient]| {
-            let tiles = Self::tiles(shape, x, condition);
+            let tiles = Self::tiles(saved.samples, shape, group, x, condition);
             let gradients = gradient.chunks(tiles[0].x.len() / shape.width * output_width);
             let dxs = split_mut(&mut dx, tiles.iter().map(|tile| tile.x.len()));
             let dconditions = split_mut(&mut dcondition, tiles.iter().map(|tile| tile.condition.len()));
-            let mut work: Vec<_> = tiles.iter().zip(saved).zip(gradients).zip(dxs).zip(dconditions).collect();
+            let mut work: Vec<_> = tiles.iter().zip(&saved.tiles).zip(gradients).zip(dxs).zip(dconditions).collect();
             let mut shares: Vec<_> =
                 shares(work.len()).into_iter().rev().map(|share| work.split_off(share.start)).collect();
             shares.reverse();
             let dgroups = shares.into_par_iter().map(|share| {
                 let mut dgroup = vec![0.0; group.len()];
-                for ((((Tile { x, condition }, saved), gradient), dx), dcondition) in share {
-                    self.sublayer.backward(shape, group, x, condition, saved, gradient, dx, dcondition, &mut dgroup);
+                for ((((tile, saved), gradient), x), condition) in share {
+                    self.sublayer.backward(*tile, saved, gradient, Gradients { x, condition, group: &mut dgroup });
                 }
                 dgroup
             });

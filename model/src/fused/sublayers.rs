@@ -4,7 +4,7 @@ use super::{
     Sublayer,
     attention::{self, Attention},
     linear::{self, Linear, LinearGradient},
-    modulation::Modulation,
+    tile::{Gradients, Shape, Tile},
     vector::{gelu, gelu_with_derivative, vectorised},
 };
 
@@ -26,69 +26,6 @@ pub(crate) struct Final {
     pub(crate) output: usize,
 }
 
-/// Shapes of one sample.
-#[derive(Clone, Copy)]
-pub(crate) struct Shape {
-    /// Tokens of the picture.
-    pub(crate) tokens: usize,
-    /// Rows of the condition.
-    pub(crate) condition: usize,
-    /// Numbers of a token and of a row of the condition.
-    pub(crate) width: usize,
-}
-
-impl Shape {
-    fn rows(&self) -> usize {
-        self.tokens * self.width
-    }
-
-    /// The samples' rows of `x` with their modulations.
-    fn modulated<'a>(
-        &self,
-        x: &'a [f32],
-        condition: &'a [f32],
-    ) -> impl Iterator<Item = (&'a [f32], Modulation<'a>)> + use<'a> {
-        let width = self.width;
-        let conditions = condition.chunks_exact(self.condition * width);
-        x.chunks_exact(self.rows()).zip(conditions.map(move |condition| Modulation::new(condition, width)))
-    }
-
-    /// LN(x) (1 + scale) + shift of every sample.
-    fn enter(&self, x: &[f32], condition: &[f32]) -> Vec<f32> {
-        let mut h = Vec::with_capacity(x.len());
-        for (x, modulation) in self.modulated(x, condition) {
-            modulation.enter(x, &mut h);
-        }
-        h
-    }
-
-    /// x + gate y of every sample.
-    fn leave(&self, x: &[f32], condition: &[f32], y: &[f32], out: &mut [f32]) {
-        let rows = y.chunks_exact(self.rows()).zip(out.chunks_exact_mut(self.rows()));
-        for ((x, modulation), (y, out)) in self.modulated(x, condition).zip(rows) {
-            modulation.leave(x, y, out);
-        }
-    }
-
-    fn leave_backward(&self, x: &[f32], condition: &[f32], y: &[f32], gradient: &[f32], dm: &mut [f32]) -> Vec<f32> {
-        let mut dy = Vec::with_capacity(y.len());
-        let rows = y.chunks_exact(self.rows()).zip(gradient.chunks_exact(self.rows()));
-        let rows = rows.zip(dm.chunks_exact_mut(self.condition * self.width));
-        for ((_, modulation), ((y, gradient), dm)) in self.modulated(x, condition).zip(rows) {
-            modulation.leave_backward(y, gradient, &mut dy, dm);
-        }
-        dy
-    }
-
-    fn enter_backward(&self, x: &[f32], condition: &[f32], dh: &[f32], dx: &mut [f32], dm: &mut [f32]) {
-        let rows = dh.chunks_exact(self.rows()).zip(dx.chunks_exact_mut(self.rows()));
-        let rows = rows.zip(dm.chunks_exact_mut(self.condition * self.width));
-        for ((x, modulation), ((dh, dx), dm)) in self.modulated(x, condition).zip(rows) {
-            modulation.enter_backward(x, dh, dx, dm);
-        }
-    }
-}
-
 impl SelfAttention {
     fn attention(&self, shape: Shape) -> Attention {
         Attention { heads: self.heads, width: shape.width, tokens: shape.tokens, context: shape.tokens }
@@ -108,31 +45,20 @@ impl Sublayer for SelfAttention {
         attention::group_size(width)
     }
 
-    fn forward(&self, shape: Shape, group: &[f32], x: &[f32], condition: &[f32], out: &mut [f32]) -> Self::Saved {
-        let h = shape.enter(x, condition);
-        let (y, saved) = self.attention(shape).forward(group, &h, &h);
-        shape.leave(x, condition, &y, out);
+    fn forward(&self, tile: Tile, out: &mut [f32]) -> Self::Saved {
+        let h = tile.enter();
+        let (y, saved) = self.attention(tile.shape).forward(tile.group, &h, &h);
+        tile.leave(&y, out);
         (y, saved)
     }
 
-    fn backward(
-        &self,
-        shape: Shape,
-        group: &[f32],
-        x: &[f32],
-        condition: &[f32],
-        (y, saved): &Self::Saved,
-        gradient: &[f32],
-        dx: &mut [f32],
-        dcondition: &mut [f32],
-        dgroup: &mut [f32],
-    ) {
-        let h = shape.enter(x, condition);
-        let dy = shape.leave_backward(x, condition, y, gradient, dcondition);
-        let (mut dh, dcontext) = self.attention(shape).backward(group, &h, &h, saved, &dy, dgroup);
+    fn backward(&self, tile: Tile, (y, saved): &Self::Saved, gradient: &[f32], into: Gradients) {
+        let h = tile.enter();
+        let dy = tile.leave_backward(y, gradient, into.condition);
+        let (mut dh, dcontext) = self.attention(tile.shape).backward(tile.group, &h, &h, saved, &dy, into.group);
         add(&mut dh, &dcontext);
-        dx.copy_from_slice(gradient);
-        shape.enter_backward(x, condition, &dh, dx, dcondition);
+        add(into.x, gradient);
+        tile.enter_backward(&dh, into.x, into.condition);
     }
 }
 
@@ -154,29 +80,19 @@ impl Sublayer for CrossAttention {
         attention::group_size(width)
     }
 
-    fn forward(&self, shape: Shape, group: &[f32], x: &[f32], condition: &[f32], out: &mut [f32]) -> Self::Saved {
-        let (y, saved) = self.attention(shape).forward(group, x, condition);
-        out.copy_from_slice(x);
+    fn forward(&self, tile: Tile, out: &mut [f32]) -> Self::Saved {
+        let (y, saved) = self.attention(tile.shape).forward(tile.group, tile.x, tile.condition);
+        out.copy_from_slice(tile.x);
         add(out, &y);
         saved
     }
 
-    fn backward(
-        &self,
-        shape: Shape,
-        group: &[f32],
-        x: &[f32],
-        condition: &[f32],
-        saved: &Self::Saved,
-        gradient: &[f32],
-        dx: &mut [f32],
-        dcondition: &mut [f32],
-        dgroup: &mut [f32],
-    ) {
-        let (through, dcontext) = self.attention(shape).backward(group, x, condition, saved, gradient, dgroup);
-        dx.copy_from_slice(gradient);
-        add(dx, &through);
-        add(dcondition, &dcontext);
+    fn backward(&self, tile: Tile, saved: &Self::Saved, gradient: &[f32], into: Gradients) {
+        let (through, dcontext) =
+            self.attention(tile.shape).backward(tile.group, tile.x, tile.condition, saved, gradient, into.group);
+        add(into.x, gradient);
+        add(into.x, &through);
+        add(into.condition, &dcontext);
     }
 }
 
@@ -200,32 +116,21 @@ impl Sublayer for Mlp {
         linear::size(width, 4 * width) + linear::size(4 * width, width)
     }
 
-    fn forward(&self, shape: Shape, group: &[f32], x: &[f32], condition: &[f32], out: &mut [f32]) -> Self::Saved {
-        let (inner, outer) = Self::layers(group, shape.width);
-        let before = inner.forward(&shape.enter(x, condition));
+    fn forward(&self, tile: Tile, out: &mut [f32]) -> Self::Saved {
+        let (inner, outer) = Self::layers(tile.group, tile.shape.width);
+        let before = inner.forward(&tile.enter());
         let mut after = before.clone();
         vectorised(|| after.iter_mut().for_each(|u| *u = gelu(*u)));
         let y = outer.forward(&after);
-        shape.leave(x, condition, &y, out);
+        tile.leave(&y, out);
         (before, y)
     }
 
-    fn backward(
-        &self,
-        shape: Shape,
-        group: &[f32],
-        x: &[f32],
-        condition: &[f32],
-        (before, y): &Self::Saved,
-        gradient: &[f32],
-        dx: &mut [f32],
-        dcondition: &mut [f32],
-        dgroup: &mut [f32],
-    ) {
-        let (inner, outer) = Self::layers(group, shape.width);
-        let (mut dinner, rest) = LinearGradient::split(dgroup, shape.width, 4 * shape.width);
-        let (mut douter, _) = LinearGradient::split(rest, 4 * shape.width, shape.width);
-        let dy = shape.leave_backward(x, condition, y, gradient, dcondition);
+    fn backward(&self, tile: Tile, (before, y): &Self::Saved, gradient: &[f32], into: Gradients) {
+        let (inner, outer) = Self::layers(tile.group, tile.shape.width);
+        let (mut dinner, rest) = LinearGradient::split(into.group, tile.shape.width, 4 * tile.shape.width);
+        let (mut douter, _) = LinearGradient::split(rest, 4 * tile.shape.width, tile.shape.width);
+        let dy = tile.leave_backward(y, gradient, into.condition);
         let mut dbefore = outer.backward(&dy);
         let mut after = before.clone();
         vectorised(|| {
@@ -236,9 +141,9 @@ impl Sublayer for Mlp {
             }
         });
         douter.add(&after, &dy);
-        dinner.add(&shape.enter(x, condition), &dbefore);
-        dx.copy_from_slice(gradient);
-        shape.enter_backward(x, condition, &inner.backward(&dbefore), dx, dcondition);
+        dinner.add(&tile.enter(), &dbefore);
+        add(into.x, gradient);
+        tile.enter_backward(&inner.backward(&dbefore), into.x, into.condition);
     }
 }
 
@@ -258,27 +163,16 @@ impl Sublayer for Final {
         linear::size(width, self.output)
     }
 
-    fn forward(&self, shape: Shape, group: &[f32], x: &[f32], condition: &[f32], out: &mut [f32]) {
-        let (layer, _) = Linear::split(group, shape.width, self.output);
-        out.copy_from_slice(&layer.forward(&shape.enter(x, condition)));
+    fn forward(&self, tile: Tile, out: &mut [f32]) {
+        let (layer, _) = Linear::split(tile.group, tile.shape.width, self.output);
+        out.copy_from_slice(&layer.forward(&tile.enter()));
     }
 
-    fn backward(
-        &self,
-        shape: Shape,
-        group: &[f32],
-        x: &[f32],
-        condition: &[f32],
-        _saved: &(),
-        gradient: &[f32],
-        dx: &mut [f32],
-        dcondition: &mut [f32],
-        dgroup: &mut [f32],
-    ) {
-        let (layer, _) = Linear::split(group, shape.width, self.output);
-        let (mut dlayer, _) = LinearGradient::split(dgroup, shape.width, self.output);
-        dlayer.add(&shape.enter(x, condition), gradient);
-        shape.enter_backward(x, condition, &layer.backward(gradient), dx, dcondition);
+    fn backward(&self, tile: Tile, _saved: &(), gradient: &[f32], into: Gradients) {
+        let (layer, _) = Linear::split(tile.group, tile.shape.width, self.output);
+        let (mut dlayer, _) = LinearGradient::split(into.group, tile.shape.width, self.output);
+        dlayer.add(&tile.enter(), gradient);
+        tile.enter_backward(&layer.backward(gradient), into.x, into.condition);
     }
 }
 
