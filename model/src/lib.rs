@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod checkpoint;
 pub mod config;
+pub mod cost;
 pub mod data;
 pub mod distance;
 mod embeddings;
@@ -16,7 +17,6 @@ mod fused;
 pub mod grid;
 mod host;
 pub mod image_codec;
-pub mod machine;
 pub mod optimizer;
 pub mod parameters;
 pub mod parity;

@@ -8,16 +8,14 @@ use paris_model::{
     Device, Tensor,
     batch::{Batch, BatchSource, Text},
     config::{ExpertConfig, PartConfig},
+    cost::transformer_flops,
     expert::Expert,
-    machine,
     parameters::Parameters,
     random::Stream,
     trainer::{TrainSettings, Trainer},
 };
 use serde::Serialize;
 
-/// How long the machine's ceiling is measured.
-const PEAK_FOR: Duration = Duration::from_millis(500);
 /// Steps before the measured ones: memory is mapped, caches are filled.
 const WARM_UP: usize = 2;
 /// Batches that are drawn from.
@@ -33,8 +31,7 @@ pub(super) enum BenchCommand {
 
 /// Time training steps of an expert, by the code that nodes train with.
 ///
-/// Prints medians over the steps, and the share that the step's matrix products take of this machine's peak of fused multiply-adds, measured
-/// just before. Example: paris-node bench train --width 384 --depth 12 --batch 8 --threads 1
+/// Prints medians over the steps, and the floating-point operations a second of the matrix products alone. Example: paris-node bench train --width 384 --depth 12 --batch 8 --threads 1
 #[derive(Args)]
 pub(super) struct Train {
     /// Width of the residual stream.
@@ -88,8 +85,6 @@ struct Measured {
     samples_per_s: f64,
     /// Floating-point operations a second, of the matrix products alone.
     flops: f64,
-    /// `flops` as a share of the machine's peak.
-    peak_share: f64,
     /// The largest resident memory of the process, bytes.
     peak_rss_bytes: u64,
     threads: usize,
@@ -110,7 +105,6 @@ impl Train {
         }
         let config = self.config();
         PartConfig::Expert(config.clone()).validate()?;
-        let peak = machine::peak_flops(PEAK_FOR);
         let mut step: Box<dyn FnMut() -> anyhow::Result<()>> =
             if self.forward_only { self.forward_pass(&config)? } else { self.training_step(&config)? };
         let (mut walls, mut cpus) = (Vec::new(), Vec::new());
@@ -123,13 +117,12 @@ impl Train {
             }
         }
         let wall = median(&mut walls).as_secs_f64();
-        let flops = machine::transformer_flops(&config, self.batch, self.forward_only) / wall;
+        let flops = transformer_flops(&config, self.batch, self.forward_only) / wall;
         let measured = Measured {
             wall_ms: 1e3 * wall,
             cpu_ms: 1e3 * median(&mut cpus).as_secs_f64(),
             samples_per_s: self.batch as f64 / wall,
             flops,
-            peak_share: flops / peak,
             peak_rss_bytes: usage()?.1,
             threads: rayon::current_num_threads(),
         };
@@ -137,13 +130,12 @@ impl Train {
             println!("{}", serde_json::to_string_pretty(&measured)?);
         } else {
             println!(
-                "{:.1} ms a step ({:.1} ms of CPU on {} threads), {:.2} samples/s, {:.1} GFLOP/s: {:.0} % of this machine's peak; {} MiB at most",
+                "{:.1} ms a step ({:.1} ms of CPU on {} threads), {:.2} samples/s, {:.1} GFLOP/s, {} MiB at most",
                 measured.wall_ms,
                 measured.cpu_ms,
                 measured.threads,
                 measured.samples_per_s,
                 flops / 1e9,
-                100.0 * measured.peak_share,
                 measured.peak_rss_bytes >> 20
             );
         }
