@@ -1,14 +1,16 @@
 //! A model's parameters by name: initialised, read from bytes that a stranger may have sent, written as bytes that hash alike.
 //!
-//! What one sublayer reads lies in one flat tensor, its *group*: one operation reads it, one gradient comes back, one variable is updated.
+//! What the trunk's sublayers read lies in one flat tensor, a *group*: on the CPU one operation reads it, one gradient comes back, one variable is updated.
+//! Every other parameter is a group of its own.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::{
     checkpoint::{self, CheckpointError},
     config::{PartConfig, Shapes},
+    device::compute_precision,
     random::Stream,
 };
 
@@ -30,16 +32,13 @@ struct Place {
     shape: Vec<usize>,
 }
 
-/// The group of a parameter: its sublayer's, else its linear layer's, else its own.
+/// The group of all parameters of the trunk's sublayers.
+pub(crate) const TRUNK: &str = "trunk";
+
+/// The group of a parameter: the trunk's, or its own.
 fn group_of(name: &str) -> &str {
-    for sublayer in [".attn.", ".cross_attn.", ".mlp."] {
-        if let Some(start) = name.find(sublayer)
-            && name.starts_with("layers.")
-        {
-            return &name[..start + sublayer.len() - 1];
-        }
-    }
-    name.strip_prefix("final_layer.linear").map_or(name, |_| "final_layer.linear")
+    let of_block = name.starts_with("layers.") && [".attn.", ".cross_attn.", ".mlp."].iter().any(|it| name.contains(it));
+    if of_block || name.starts_with("final_layer.linear") { TRUNK } else { name }
 }
 
 /// The places of a model's parameters: within a group in the order of their names, so that biases come before weights.
@@ -99,6 +98,32 @@ impl Parameters {
         Self { places: self.places.clone(), groups }
     }
 
+    /// The same parameters, each a group of its own in the given precision. Where products run by themselves, as on a GPU, this spares the gradients'
+    /// way back into flat groups.
+    ///
+    /// # Errors
+    /// Where candle refuses.
+    pub fn scattered(&self, precision: DType) -> Result<Self> {
+        let mut places = BTreeMap::new();
+        let mut groups = BTreeMap::new();
+        for (name, place) in &*self.places {
+            groups.insert(name.clone(), self.get(name)?.flatten_all()?.to_dtype(precision)?);
+            places.insert(name.clone(), Place { group: name.clone(), start: 0, shape: place.shape.clone() });
+        }
+        Ok(Self { places: Arc::new(places), groups })
+    }
+
+    /// The parameters as their device computes with them fastest: bf16 and scattered on CUDA, as they are elsewhere.
+    ///
+    /// # Errors
+    /// Where candle refuses.
+    pub fn to_compute(self) -> Result<Self> {
+        match self.groups.values().next().map(|tensor| compute_precision(tensor.device())) {
+            Some(DType::F32) | None => Ok(self),
+            Some(precision) => self.scattered(precision),
+        }
+    }
+
     /// Turns every group that is trained into a variable, and returns those.
     pub fn into_variables(self) -> Result<(Self, BTreeMap<String, Var>)> {
         let mut variables = BTreeMap::new();
@@ -119,20 +144,38 @@ impl Parameters {
     pub fn get(&self, name: &str) -> Result<Tensor> {
         let Some(place) = self.places.get(name) else { candle_core::bail!("the model has no parameter {name}") };
         let length = place.shape.iter().product();
-        self.group(&place.group)?.narrow(0, place.start, length)?.reshape(place.shape.as_slice())
+        let Some(group) = self.groups.get(&place.group) else { candle_core::bail!("{} is missing", place.group) };
+        group.narrow(0, place.start, length)?.reshape(place.shape.as_slice())
     }
 
-    /// A group by name, flat.
-    pub fn group(&self, name: &str) -> Result<Tensor> {
-        match self.groups.get(name) {
-            Some(tensor) => Ok(tensor.clone()),
-            None => candle_core::bail!("the model has no group of parameters {name}"),
+    /// A group by name, flat; none where the parameters do not lie in groups ([`Parameters::scattered`]).
+    pub fn group(&self, name: &str) -> Option<Tensor> {
+        self.groups.get(name).cloned()
+    }
+
+    /// Where in its group the parameters of a sublayer lie, by the name that theirs begin with.
+    pub(crate) fn range(&self, sublayer: &str) -> Result<Range<usize>> {
+        let of_sublayer = |name: &str| name.strip_prefix(sublayer).is_some_and(|rest| rest.starts_with('.'));
+        let mut range: Option<Range<usize>> = None;
+        for (_, place) in self.places.iter().filter(|(name, _)| of_sublayer(name)) {
+            let end = place.start + place.shape.iter().product::<usize>();
+            range = Some(range.map_or(place.start, |it| it.start)..end);
+        }
+        match range {
+            Some(range) => Ok(range),
+            None => candle_core::bail!("the model has no sublayer {sublayer}"),
         }
     }
 
     /// All groups in the order of their names.
     pub fn groups(&self) -> &BTreeMap<String, Tensor> {
         &self.groups
+    }
+
+    /// Name, group and first number in the group of every parameter.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn places(&self) -> impl Iterator<Item = (&str, &str, usize)> {
+        self.places.iter().map(|(name, place)| (name.as_str(), place.group.as_str(), place.start))
     }
 
     /// All parameters by name.

@@ -1,13 +1,13 @@
 //! The router: classifies from a noisy picture which cluster it comes from (paper, section on the router).
 
-use candle_core::{Result, Tensor};
-use candle_nn::{Linear, Module};
+use candle_core::{DType, Result, Tensor};
 
 use crate::{
     config::RouterConfig,
     embeddings::{PatchEmbedding, TimeEmbedding},
+    operations::{Linear, layer_norm},
     parameters::Parameters,
-    sublayers::{Mlp, SelfAttention, layer_norm, linear},
+    trunk::{BLOCK_ROWS, Trunk},
 };
 
 /// Epsilon of the head's LayerNorm.
@@ -20,15 +20,10 @@ pub struct Router {
     class_token: Tensor,
     time: TimeEmbedding,
     caption: Option<Linear>,
-    blocks: Vec<Block>,
+    /// adaLN-zero: each block's own projection of the time.
+    modulations: Vec<Linear>,
+    trunk: Trunk,
     head: Head,
-}
-
-struct Block {
-    /// adaLN-zero: this block's own projection of the time.
-    modulation: Linear,
-    attention: SelfAttention,
-    mlp: Mlp,
 }
 
 /// Linear, GELU, LayerNorm, GELU, Linear.
@@ -42,26 +37,20 @@ struct Head {
 impl Router {
     /// A router over `parameters`; gradients flow to those that are variables.
     pub fn new(config: &RouterConfig, parameters: &Parameters) -> Result<Self> {
-        let block = |layer: usize| {
-            let name = format!("layers.{layer}");
-            Ok(Block {
-                modulation: linear(parameters, &format!("{name}.adaLN_modulation.1"))?,
-                attention: SelfAttention::new(parameters, &name, config.heads)?,
-                mlp: Mlp::new(parameters, &name)?,
-            })
-        };
+        let modulation = |layer: usize| Linear::named(parameters, &format!("layers.{layer}.adaLN_modulation.1"));
         Ok(Self {
             config: config.clone(),
             patches: PatchEmbedding::new(parameters, config.patch)?,
             class_token: parameters.get("cls_token")?,
             time: TimeEmbedding::new(parameters)?,
-            caption: config.caption_width.map(|_| linear(parameters, "caption_proj")).transpose()?,
-            blocks: (0..config.depth).map(block).collect::<Result<_>>()?,
+            caption: config.caption_width.map(|_| Linear::named(parameters, "caption_proj")).transpose()?,
+            modulations: (0..config.depth).map(modulation).collect::<Result<_>>()?,
+            trunk: Trunk::of_router(parameters, config.depth, config.heads)?,
             head: Head {
-                first: linear(parameters, "head.0")?,
+                first: Linear::named(parameters, "head.0")?,
                 scale: parameters.get("head.2.weight")?,
                 shift: parameters.get("head.2.bias")?,
-                last: linear(parameters, "head.4")?,
+                last: Linear::named(parameters, "head.4")?,
             },
         })
     }
@@ -72,30 +61,24 @@ impl Router {
     }
 
     /// `x` `[B,C,S,S]`, `t` `[B]` on a scale of 0..1000, `caption` `[B,D]` to logits `[B,K]`. A router that was
-    /// made to read captions needs one, another ignores it.
+    /// made to read captions needs one, another ignores it. All f32, whatever the parameters' precision.
     pub fn forward(&self, x: &Tensor, t: &Tensor, caption: Option<&Tensor>) -> Result<Tensor> {
         let (batch, width) = (x.dim(0)?, self.config.width);
         let class = self.class_token.broadcast_as((batch, 1, width))?;
-        let mut h = Tensor::cat(&[&class, &self.patches.forward(x)?], 1)?;
+        let h = Tensor::cat(&[&class, &self.patches.forward(x)?], 1)?;
         let mut condition = self.time.forward(t)?;
         if let Some(projection) = &self.caption {
             let Some(caption) = caption else { candle_core::bail!("this router reads captions: it needs one") };
             condition = (condition + projection.forward(caption)?)?;
         }
         let condition = condition.silu()?;
-        for block in &self.blocks {
-            h = block.forward(&h, &condition)?;
+        let mut modulations = Vec::with_capacity(self.modulations.len());
+        for modulation in &self.modulations {
+            let modulation = modulation.forward(&condition)?.reshape((batch, BLOCK_ROWS, width))?;
+            modulations.push(modulation.to_dtype(DType::F32)?);
         }
-        self.head.forward(&h.narrow(1, 0, 1)?.squeeze(1)?)
-    }
-}
-
-impl Block {
-    fn forward(&self, x: &Tensor, condition: &Tensor) -> Result<Tensor> {
-        let (batch, _, width) = x.dims3()?;
-        let modulation = self.modulation.forward(condition)?.reshape((batch, 6, width))?;
-        let x = self.attention.forward(x, &modulation.narrow(1, 0, 3)?)?;
-        self.mlp.forward(&x, &modulation.narrow(1, 3, 3)?)
+        let h = self.trunk.forward(&h, &modulations, None)?;
+        self.head.forward(&h.narrow(1, 0, 1)?.squeeze(1)?)?.to_dtype(DType::F32)
     }
 }
 

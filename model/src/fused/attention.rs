@@ -29,8 +29,8 @@ pub(crate) struct Saved {
     log_sums: Vec<f32>,
 }
 
-/// Numbers in an attention's group of parameters.
-pub(crate) fn group_size(width: usize) -> usize {
+/// Numbers in an attention's parameters.
+pub(crate) fn parameter_count(width: usize) -> usize {
     linear::size(width, 3 * width) + linear::size(width, width)
 }
 

@@ -1,9 +1,10 @@
 //! The sublayers over slices: a block's three, each with its residual, and the final layer. [`crate::sublayers`] says the same in tensors.
 
 use super::{
-    Sublayer,
+    Backward, Sublayer,
     attention::{self, Attention},
     linear::{self, Linear, LinearGradient},
+    operation::add,
     tile::{Gradients, Shape, Tile},
     vector::{gelu, gelu_with_derivative, vectorised},
 };
@@ -26,70 +27,75 @@ pub(crate) struct Final {
     pub(crate) output: usize,
 }
 
-impl SelfAttention {
-    fn attention(&self, shape: Shape) -> Attention {
-        Attention { heads: self.heads, width: shape.width, tokens: shape.tokens, context: shape.tokens }
-    }
-}
+/// The attention, what it saved, and its output before the gate.
+struct SelfAttentionBackward(Attention, attention::Saved, Vec<f32>);
 
 impl Sublayer for SelfAttention {
-    /// The attention's output before the gate, and what it saved.
-    type Saved = (Vec<f32>, attention::Saved);
-    const NAME: &'static str = "self-attention";
+    fn name(&self) -> &'static str {
+        "self-attention"
+    }
 
     fn condition_rows(&self) -> Option<usize> {
         Some(3)
     }
 
-    fn group_size(&self, width: usize) -> usize {
-        attention::group_size(width)
+    fn parameter_count(&self, width: usize) -> usize {
+        attention::parameter_count(width)
     }
 
-    fn forward(&self, tile: Tile, out: &mut [f32]) -> Self::Saved {
+    fn forward(&self, tile: Tile, out: &mut [f32]) -> Box<dyn Backward> {
+        let Shape { width, tokens, .. } = tile.shape;
+        let attention = Attention { heads: self.heads, width, tokens, context: tokens };
         let h = tile.enter();
-        let (y, saved) = self.attention(tile.shape).forward(tile.group, &h, &h);
+        let (y, saved) = attention.forward(tile.group, &h, &h);
         tile.leave(&y, out);
-        (y, saved)
+        Box::new(SelfAttentionBackward(attention, saved, y))
     }
+}
 
-    fn backward(&self, tile: Tile, (y, saved): &Self::Saved, gradient: &[f32], into: Gradients) {
+impl Backward for SelfAttentionBackward {
+    fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: Gradients) {
+        let Self(attention, saved, y) = *self;
         let h = tile.enter();
-        let dy = tile.leave_backward(y, gradient, into.condition);
-        let (mut dh, dcontext) = self.attention(tile.shape).backward(tile.group, &h, &h, saved, &dy, into.group);
+        let dy = tile.leave_backward(&y, gradient, into.condition);
+        let (mut dh, dcontext) = attention.backward(tile.group, &h, &h, &saved, &dy, into.group);
         add(&mut dh, &dcontext);
         add(into.x, gradient);
         tile.enter_backward(&dh, into.x, into.condition);
     }
 }
 
-impl CrossAttention {
-    fn attention(&self, shape: Shape) -> Attention {
-        Attention { heads: self.heads, width: shape.width, tokens: shape.tokens, context: shape.condition }
-    }
-}
+/// The attention, and what it saved.
+struct CrossAttentionBackward(Attention, attention::Saved);
 
 impl Sublayer for CrossAttention {
-    type Saved = attention::Saved;
-    const NAME: &'static str = "cross-attention";
+    fn name(&self) -> &'static str {
+        "cross-attention"
+    }
 
     fn condition_rows(&self) -> Option<usize> {
         None
     }
 
-    fn group_size(&self, width: usize) -> usize {
-        attention::group_size(width)
+    fn parameter_count(&self, width: usize) -> usize {
+        attention::parameter_count(width)
     }
 
-    fn forward(&self, tile: Tile, out: &mut [f32]) -> Self::Saved {
-        let (y, saved) = self.attention(tile.shape).forward(tile.group, tile.x, tile.condition);
+    fn forward(&self, tile: Tile, out: &mut [f32]) -> Box<dyn Backward> {
+        let Shape { width, tokens, condition } = tile.shape;
+        let attention = Attention { heads: self.heads, width, tokens, context: condition };
+        let (y, saved) = attention.forward(tile.group, tile.x, tile.condition);
         out.copy_from_slice(tile.x);
         add(out, &y);
-        saved
+        Box::new(CrossAttentionBackward(attention, saved))
     }
+}
 
-    fn backward(&self, tile: Tile, saved: &Self::Saved, gradient: &[f32], into: Gradients) {
+impl Backward for CrossAttentionBackward {
+    fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: Gradients) {
+        let Self(attention, saved) = *self;
         let (through, dcontext) =
-            self.attention(tile.shape).backward(tile.group, tile.x, tile.condition, saved, gradient, into.group);
+            attention.backward(tile.group, tile.x, tile.condition, &saved, gradient, into.group);
         add(into.x, gradient);
         add(into.x, &through);
         add(into.condition, &dcontext);
@@ -103,43 +109,50 @@ impl Mlp {
     }
 }
 
+/// What the GELU reads, and the output before the gate.
+struct MlpBackward(Vec<f32>, Vec<f32>);
+
 impl Sublayer for Mlp {
-    /// What the GELU reads, and the output before the gate.
-    type Saved = (Vec<f32>, Vec<f32>);
-    const NAME: &'static str = "mlp";
+    fn name(&self) -> &'static str {
+        "mlp"
+    }
 
     fn condition_rows(&self) -> Option<usize> {
         Some(3)
     }
 
-    fn group_size(&self, width: usize) -> usize {
+    fn parameter_count(&self, width: usize) -> usize {
         linear::size(width, 4 * width) + linear::size(4 * width, width)
     }
 
-    fn forward(&self, tile: Tile, out: &mut [f32]) -> Self::Saved {
+    fn forward(&self, tile: Tile, out: &mut [f32]) -> Box<dyn Backward> {
         let (inner, outer) = Self::layers(tile.group, tile.shape.width);
         let before = inner.forward(&tile.enter());
         let mut after = before.clone();
         vectorised(|| after.iter_mut().for_each(|u| *u = gelu(*u)));
         let y = outer.forward(&after);
         tile.leave(&y, out);
-        (before, y)
+        Box::new(MlpBackward(before, y))
     }
+}
 
-    fn backward(&self, tile: Tile, (before, y): &Self::Saved, gradient: &[f32], into: Gradients) {
-        let (inner, outer) = Self::layers(tile.group, tile.shape.width);
-        let (mut dinner, rest) = LinearGradient::split(into.group, tile.shape.width, 4 * tile.shape.width);
-        let (mut douter, _) = LinearGradient::split(rest, 4 * tile.shape.width, tile.shape.width);
-        let dy = tile.leave_backward(y, gradient, into.condition);
+impl Backward for MlpBackward {
+    fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: Gradients) {
+        let Self(mut before, y) = *self;
+        let width = tile.shape.width;
+        let (inner, outer) = Mlp::layers(tile.group, width);
+        let (mut dinner, rest) = LinearGradient::split(into.group, width, 4 * width);
+        let (mut douter, _) = LinearGradient::split(rest, 4 * width, width);
+        let dy = tile.leave_backward(&y, gradient, into.condition);
         let mut dbefore = outer.backward(&dy);
-        let mut after = before.clone();
         vectorised(|| {
-            for (after, dbefore) in after.iter_mut().zip(dbefore.iter_mut()) {
-                let (value, derivative) = gelu_with_derivative(*after);
-                *after = value;
+            for (before, dbefore) in before.iter_mut().zip(dbefore.iter_mut()) {
+                let (value, derivative) = gelu_with_derivative(*before);
+                *before = value;
                 *dbefore *= derivative;
             }
         });
+        let after = before;
         douter.add(&after, &dy);
         dinner.add(&tile.enter(), &dbefore);
         add(into.x, gradient);
@@ -147,9 +160,15 @@ impl Sublayer for Mlp {
     }
 }
 
+/// Nothing but what the tile has.
+struct FinalBackward {
+    output: usize,
+}
+
 impl Sublayer for Final {
-    type Saved = ();
-    const NAME: &'static str = "final layer";
+    fn name(&self) -> &'static str {
+        "final layer"
+    }
 
     fn condition_rows(&self) -> Option<usize> {
         Some(2)
@@ -159,24 +178,22 @@ impl Sublayer for Final {
         self.output
     }
 
-    fn group_size(&self, width: usize) -> usize {
+    fn parameter_count(&self, width: usize) -> usize {
         linear::size(width, self.output)
     }
 
-    fn forward(&self, tile: Tile, out: &mut [f32]) {
+    fn forward(&self, tile: Tile, out: &mut [f32]) -> Box<dyn Backward> {
         let (layer, _) = Linear::split(tile.group, tile.shape.width, self.output);
         out.copy_from_slice(&layer.forward(&tile.enter()));
+        Box::new(FinalBackward { output: self.output })
     }
+}
 
-    fn backward(&self, tile: Tile, _saved: &(), gradient: &[f32], into: Gradients) {
+impl Backward for FinalBackward {
+    fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: Gradients) {
         let (layer, _) = Linear::split(tile.group, tile.shape.width, self.output);
         let (mut dlayer, _) = LinearGradient::split(into.group, tile.shape.width, self.output);
         dlayer.add(&tile.enter(), gradient);
         tile.enter_backward(&layer.backward(gradient), into.x, into.condition);
     }
-}
-
-/// a += b
-fn add(a: &mut [f32], b: &[f32]) {
-    vectorised(|| a.iter_mut().zip(b).for_each(|(a, b)| *a += b));
 }

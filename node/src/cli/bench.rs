@@ -11,6 +11,7 @@ use paris_model::{
     cost::transformer_flops,
     expert::Expert,
     parameters::Parameters,
+    peak::{fused_multiply_add_flops, matrix_product_flops},
     random::Stream,
     trainer::{TrainSettings, Trainer},
 };
@@ -18,6 +19,8 @@ use serde::Serialize;
 
 /// Steps before the measured ones: memory is mapped, caches are filled.
 const WARM_UP: usize = 2;
+/// Rows of the matrix product that is measured alone: about as many as go through a sublayer together.
+const PRODUCT_ROWS: usize = 512;
 /// Batches that are drawn from.
 const BATCHES: usize = 4;
 /// Everything random follows from it.
@@ -31,7 +34,8 @@ pub(super) enum BenchCommand {
 
 /// Time training steps of an expert, by the code that nodes train with.
 ///
-/// Prints medians over the steps, and the floating-point operations a second of the matrix products alone. Example: paris-node bench train --width 384 --depth 12 --batch 8 --threads 1
+/// Prints medians over the steps, the floating-point operations a second of the matrix products alone, and their share of what the threads' fused
+/// multiply-adds did at most just before and just after. Example: paris-node bench train --width 384 --depth 12 --batch 8 --threads 1
 #[derive(Args)]
 pub(super) struct Train {
     /// Width of the residual stream.
@@ -85,6 +89,12 @@ struct Measured {
     samples_per_s: f64,
     /// Floating-point operations a second, of the matrix products alone.
     flops: f64,
+    /// Their share of the peak.
+    peak_share: f64,
+    /// Operations a second that fused multiply-adds did at most on these threads.
+    peak_flops: f64,
+    /// Operations a second that the matrix product alone does at most, on one thread, at the extents of this expert's MLP.
+    product_flops: f64,
     /// The largest resident memory of the process, bytes.
     peak_rss_bytes: u64,
     threads: usize,
@@ -107,6 +117,8 @@ impl Train {
         PartConfig::Expert(config.clone()).validate()?;
         let mut step: Box<dyn FnMut() -> anyhow::Result<()>> =
             if self.forward_only { self.forward_pass(&config)? } else { self.training_step(&config)? };
+        let product_flops = matrix_product_flops(PRODUCT_ROWS, self.width, 4 * self.width);
+        let peak_before = fused_multiply_add_flops();
         let (mut walls, mut cpus) = (Vec::new(), Vec::new());
         for number in 0..WARM_UP + self.steps {
             let (started, (cpu, _)) = (Instant::now(), usage()?);
@@ -116,6 +128,7 @@ impl Train {
                 cpus.push(usage()?.0 - cpu);
             }
         }
+        let peak_flops = fused_multiply_add_flops().max(peak_before);
         let wall = median(&mut walls).as_secs_f64();
         let flops = transformer_flops(&config, self.batch, self.forward_only) / wall;
         let measured = Measured {
@@ -123,6 +136,9 @@ impl Train {
             cpu_ms: 1e3 * median(&mut cpus).as_secs_f64(),
             samples_per_s: self.batch as f64 / wall,
             flops,
+            peak_share: flops / peak_flops,
+            peak_flops,
+            product_flops,
             peak_rss_bytes: usage()?.1,
             threads: rayon::current_num_threads(),
         };
@@ -130,12 +146,16 @@ impl Train {
             println!("{}", serde_json::to_string_pretty(&measured)?);
         } else {
             println!(
-                "{:.1} ms a step ({:.1} ms of CPU on {} threads), {:.2} samples/s, {:.1} GFLOP/s, {} MiB at most",
+                "{:.1} ms a step ({:.1} ms of CPU on {} threads), {:.2} samples/s, {:.1} GFLOP/s ({:.0} % of a peak of {:.1}; the matrix product alone \
+                 {:.1} on one thread), {} MiB at most",
                 measured.wall_ms,
                 measured.cpu_ms,
                 measured.threads,
                 measured.samples_per_s,
                 flops / 1e9,
+                100.0 * measured.peak_share,
+                peak_flops / 1e9,
+                product_flops / 1e9,
                 measured.peak_rss_bytes >> 20
             );
         }

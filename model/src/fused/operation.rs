@@ -1,0 +1,302 @@
+//! The trunk as an operation of candle's graph: the batch shared among threads, and each share taken through the stages and back.
+
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape as TensorShape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::{
+    Backward, Rows, Stage,
+    tile::{Gradients, Shape, Tile},
+    vector::vectorised,
+};
+use crate::host::{numbers, with_numbers};
+
+/// Rows that go through a sublayer together: enough for a matrix product to run at its full speed, few enough for the cache.
+const TILE_ROWS: usize = 512;
+/// Numbers of a gradient that are summed at once.
+const SUM_BLOCK: usize = 1 << 14;
+
+/// Stages applied to a batch.
+pub(super) struct Operation {
+    stages: Arc<[Stage]>,
+    /// What the forward pass leaves to the backward pass; none where no gradient will be asked for.
+    kept: Option<Mutex<Option<Vec<Share>>>>,
+}
+
+/// A thread's share of the batch, after the forward pass.
+struct Share {
+    samples: Range<usize>,
+    stages: Vec<Kept>,
+}
+
+/// What a stage left behind.
+struct Kept {
+    input: Vec<f32>,
+    tiles: Vec<Box<dyn Backward>>,
+}
+
+/// What a share's backward pass gives.
+struct ShareGradients {
+    x: Vec<f32>,
+    condition: Vec<f32>,
+    group: Vec<f32>,
+}
+
+/// What the stages read, for the samples of a share or of the batch.
+#[derive(Clone, Copy)]
+struct Input<'a> {
+    tokens: usize,
+    rows: usize,
+    width: usize,
+    /// `[samples, tokens, width]`
+    x: &'a [f32],
+    /// `[samples, rows, width]`
+    condition: &'a [f32],
+    group: &'a [f32],
+}
+
+impl<'a> Input<'a> {
+    /// Those of some samples.
+    fn of(self, samples: &Range<usize>) -> Self {
+        let (sample, condition) = (self.tokens * self.width, self.rows * self.width);
+        Self {
+            x: &self.x[samples.start * sample..samples.end * sample],
+            condition: &self.condition[samples.start * condition..samples.end * condition],
+            ..self
+        }
+    }
+
+    fn samples(&self) -> usize {
+        self.x.len() / (self.tokens * self.width)
+    }
+
+    /// Samples of a tile: tiles of nearly equal size, so that the last is not small.
+    fn tile_samples(&self) -> usize {
+        let fitting = (TILE_ROWS / self.tokens).max(1);
+        self.samples().div_ceil(self.samples().div_ceil(fitting))
+    }
+
+    /// The numbers of `rows` in the condition of the samples from `first` on that make up a tile.
+    fn condition_of(&self, rows: &Range<usize>, first: usize, samples: usize) -> Vec<f32> {
+        let mut gathered = Vec::with_capacity(samples * rows.len() * self.width);
+        for condition in self.condition.chunks_exact(self.rows * self.width).skip(first).take(samples) {
+            gathered.extend_from_slice(&condition[rows.start * self.width..rows.end * self.width]);
+        }
+        gathered
+    }
+}
+
+impl Rows {
+    /// The rows of a condition that has so many.
+    fn of(&self, rows: usize) -> Range<usize> {
+        match self {
+            Rows::At(range) => range.clone(),
+            Rows::From(start) => *start..rows,
+        }
+    }
+}
+
+impl Operation {
+    pub(super) fn new(stages: Arc<[Stage]>, differentiable: bool) -> Self {
+        Self { stages, kept: differentiable.then(Mutex::default) }
+    }
+
+    /// Checks that the shapes fit the stages.
+    fn input<'a>(
+        &self,
+        (x, x_shape): (&'a [f32], &[usize]),
+        (condition, condition_shape): (&'a [f32], &[usize]),
+        group: &'a [f32],
+    ) -> Result<Input<'a>> {
+        let (&[batch, tokens, width], &[other_batch, rows, other_width]) = (x_shape, condition_shape) else {
+            bail!("a trunk of x {x_shape:?} and condition {condition_shape:?}: both have three dimensions");
+        };
+        if (batch, width) != (other_batch, other_width) || [batch, tokens, rows, width].contains(&0) {
+            bail!("a trunk of x {x_shape:?} and condition {condition_shape:?}: batch and width are the same, and nothing is empty");
+        }
+        for (index, stage) in self.stages.iter().enumerate() {
+            let (sublayer, read) = (&stage.sublayer, stage.condition.of(rows));
+            let fits = stage.parameters.len() == sublayer.parameter_count(width)
+                && stage.parameters.end <= group.len()
+                && !read.is_empty()
+                && read.end <= rows
+                && sublayer.condition_rows().is_none_or(|needed| needed == read.len())
+                && (index + 1 == self.stages.len() || sublayer.output_width(width) == width);
+            if !fits {
+                bail!(
+                    "{} of x {x_shape:?} with rows {read:?} of a condition {condition_shape:?} and the parameters {:?} of {}",
+                    sublayer.name(),
+                    stage.parameters,
+                    group.len()
+                );
+            }
+        }
+        Ok(Input { tokens, rows, width, x, condition, group })
+    }
+
+    fn output_width(&self, width: usize) -> usize {
+        self.stages.last().map_or(width, |stage| stage.sublayer.output_width(width))
+    }
+
+    /// Takes a share through the stages; writes the last one's output.
+    fn forward(&self, input: Input, samples: Range<usize>, out: &mut [f32]) -> Share {
+        let input = input.of(&samples);
+        let (tile_samples, width) = (input.tile_samples(), input.width);
+        let tile_rows = tile_samples * input.tokens;
+        let mut h = input.x.to_vec();
+        let mut kept = Vec::with_capacity(self.stages.len());
+        for stage in self.stages.iter() {
+            let rows = stage.condition.of(input.rows);
+            let output_width = stage.sublayer.output_width(width);
+            let mut next = vec![0.0; h.len() / width * output_width];
+            let tiles = h.chunks(tile_rows * width).zip(next.chunks_mut(tile_rows * output_width));
+            let forward = |(number, (x, out)): (usize, (&[f32], &mut [f32]))| {
+                let condition = &input.condition_of(&rows, number * tile_samples, tile_samples);
+                let shape = Shape { tokens: input.tokens, condition: rows.len(), width };
+                stage.sublayer.forward(Tile { shape, group: &input.group[stage.parameters.clone()], x, condition }, out)
+            };
+            let tiles = tiles.enumerate().map(forward);
+            match &self.kept {
+                Some(_) => kept.push(Kept { tiles: tiles.collect(), input: h }),
+                None => tiles.for_each(drop),
+            }
+            h = next;
+        }
+        out.copy_from_slice(&h);
+        Share { samples, stages: kept }
+    }
+
+    /// Takes the gradient of a share's output back through the stages.
+    fn backward(&self, input: Input, share: Share, gradient: &[f32]) -> ShareGradients {
+        let input = input.of(&share.samples);
+        let (tile_samples, width) = (input.tile_samples(), input.width);
+        let tile_rows = tile_samples * input.tokens;
+        let mut gradient = gradient.to_vec();
+        let (mut dcondition, mut dgroup) = (vec![0.0; input.condition.len()], vec![0.0; input.group.len()]);
+        for (stage, kept) in self.stages.iter().zip(share.stages).rev() {
+            let rows = stage.condition.of(input.rows);
+            let output_width = stage.sublayer.output_width(width);
+            let mut dx = vec![0.0; kept.input.len()];
+            let tiles = kept.tiles.into_iter().zip(kept.input.chunks(tile_rows * width));
+            let gradients = gradient.chunks(tile_rows * output_width).zip(dx.chunks_mut(tile_rows * width));
+            for (number, ((backward, x), (gradient, dx))) in tiles.zip(gradients).enumerate() {
+                let condition = &input.condition_of(&rows, number * tile_samples, tile_samples);
+                let mut dcondition_of_tile = vec![0.0; condition.len()];
+                let (group, dgroup) = (&input.group[stage.parameters.clone()], &mut dgroup[stage.parameters.clone()]);
+                let shape = Shape { tokens: input.tokens, condition: rows.len(), width };
+                let into = Gradients { x: dx, condition: &mut dcondition_of_tile, group: dgroup };
+                backward.backward(Tile { shape, group, x, condition }, gradient, into);
+                let samples = dcondition.chunks_exact_mut(input.rows * width).skip(number * tile_samples);
+                for (sum, dcondition) in samples.zip(dcondition_of_tile.chunks_exact(rows.len() * width)) {
+                    add(&mut sum[rows.start * width..rows.end * width], dcondition);
+                }
+            }
+            gradient = dx;
+        }
+        ShareGradients { x: gradient, condition: dcondition, group: dgroup }
+    }
+}
+
+/// The samples of a batch that each thread takes.
+fn shares(batch: usize) -> impl IndexedParallelIterator<Item = Range<usize>> {
+    let threads = rayon::current_num_threads().min(batch);
+    (0..threads)
+        .into_par_iter()
+        .with_max_len(1)
+        .map(move |thread| thread * batch / threads..(thread + 1) * batch / threads)
+}
+
+impl CustomOp3 for Operation {
+    fn name(&self) -> &'static str {
+        "trunk"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        condition: &CpuStorage,
+        condition_layout: &Layout,
+        group: &CpuStorage,
+        group_layout: &Layout,
+    ) -> Result<(CpuStorage, TensorShape)> {
+        let x = (numbers(x, x_layout)?, x_layout.dims());
+        let condition = (numbers(condition, condition_layout)?, condition_layout.dims());
+        let input = self.input(x, condition, numbers(group, group_layout)?)?;
+        let (batch, output_width) = (input.samples(), self.output_width(input.width));
+        let sample = input.tokens * output_width;
+        let mut out = vec![0.0; batch * sample];
+        let outs = split_mut(&mut out, shares(batch).map(|samples| samples.len() * sample).collect());
+        let kept = shares(batch).zip(outs).map(|(samples, out)| self.forward(input, samples, out)).collect();
+        if let Some(place) = &self.kept {
+            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+        }
+        Ok((CpuStorage::F32(out), (batch, input.tokens, output_width).into()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        condition: &Tensor,
+        group: &Tensor,
+        _out: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let place = self.kept.as_ref();
+        let Some(shares) = place.and_then(|kept| kept.lock().unwrap_or_else(PoisonError::into_inner).take()) else {
+            bail!("the trunk kept nothing to differentiate: it ran forward without a variable in sight, or went back before");
+        };
+        let read = |[x_numbers, condition_numbers, group, gradient]: [&[f32]; 4]| {
+            let input = self.input((x_numbers, x.dims()), (condition_numbers, condition.dims()), group)?;
+            let sample = gradient.len() / input.samples();
+            let back = |share: Share| {
+                let gradient = &gradient[share.samples.start * sample..share.samples.end * sample];
+                self.backward(input, share, gradient)
+            };
+            Ok(shares.into_par_iter().with_max_len(1).map(back).collect())
+        };
+        let gradients: Vec<ShareGradients> = with_numbers([x, condition, group, gradient], read)?;
+        let (mut dx, mut dcondition, mut dgroups) = (Vec::new(), Vec::new(), Vec::new());
+        for share in gradients {
+            dx.push(share.x);
+            dcondition.push(share.condition);
+            dgroups.push(share.group);
+        }
+        let tensor = |numbers: Vec<f32>, like: &Tensor| Tensor::from_vec(numbers, like.shape(), like.device());
+        Ok((
+            Some(tensor(dx.concat(), x)?),
+            Some(tensor(dcondition.concat(), condition)?),
+            Some(tensor(total(dgroups), group)?),
+        ))
+    }
+}
+
+/// Cuts `numbers` into pieces of the given lengths.
+fn split_mut(mut numbers: &mut [f32], lengths: Vec<usize>) -> Vec<&mut [f32]> {
+    let mut pieces = Vec::with_capacity(lengths.len());
+    for length in lengths {
+        let (piece, rest) = numbers.split_at_mut(length);
+        pieces.push(piece);
+        numbers = rest;
+    }
+    pieces
+}
+
+/// The sum of vectors of equal length, added in their order.
+fn total(vectors: Vec<Vec<f32>>) -> Vec<f32> {
+    let mut vectors = vectors.into_iter();
+    let mut total = vectors.next().unwrap_or_default();
+    for vector in vectors {
+        total.par_chunks_mut(SUM_BLOCK).zip(vector.par_chunks(SUM_BLOCK)).for_each(|(total, block)| add(total, block));
+    }
+    total
+}
+
+/// a += b
+pub(super) fn add(a: &mut [f32], b: &[f32]) {
+    vectorised(|| a.iter_mut().zip(b).for_each(|(a, b)| *a += b));
+}
