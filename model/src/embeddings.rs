@@ -1,9 +1,8 @@
 //! How a picture and a time enter a model.
 
 use candle_core::{Device, Result, Tensor};
-use candle_nn::{Linear, Module};
 
-use crate::{config::TIME_FREQUENCIES, parameters::Parameters, sublayers::linear};
+use crate::{config::TIME_FREQUENCIES, operations::Linear, parameters::Parameters};
 
 /// The time, 0..1000, as a vector: Linear, SiLU, Linear of a sinusoid, cosines first.
 pub(crate) struct TimeEmbedding {
@@ -14,9 +13,9 @@ pub(crate) struct TimeEmbedding {
 
 impl TimeEmbedding {
     pub(crate) fn new(parameters: &Parameters) -> Result<Self> {
-        let inner = linear(parameters, "time_embed.mlp.0")?;
+        let inner = Linear::named(parameters, "time_embed.mlp.0")?;
         let frequencies = frequencies(inner.weight().device())?;
-        Ok(Self { inner, outer: linear(parameters, "time_embed.mlp.2")?, frequencies })
+        Ok(Self { inner, outer: Linear::named(parameters, "time_embed.mlp.2")?, frequencies })
     }
 
     /// `t` `[B]` to `[B,W]`.
@@ -45,7 +44,7 @@ impl PatchEmbedding {
     pub(crate) fn new(parameters: &Parameters, patch: usize) -> Result<Self> {
         let weight = parameters.get("patch_embed.weight")?;
         let width = weight.dim(0)?;
-        let linear = Linear::new(weight.reshape((width, ()))?, Some(parameters.get("patch_embed.bias")?));
+        let linear = Linear::new(weight.reshape((width, ()))?, parameters.get("patch_embed.bias")?);
         Ok(Self { linear, position: parameters.get("pos_embed")?, patch })
     }
 

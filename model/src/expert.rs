@@ -1,13 +1,13 @@
 //! The expert: a diffusion transformer that predicts the velocity of one cluster's flow (paper, section on experts).
 
-use candle_core::{Result, Tensor};
-use candle_nn::{Linear, Module};
+use candle_core::{DType, Result, Tensor};
 
 use crate::{
     config::ExpertConfig,
     embeddings::{PatchEmbedding, TimeEmbedding},
+    operations::Linear,
     parameters::Parameters,
-    sublayers::{CrossAttention, Final, Mlp, SelfAttention, linear},
+    sublayers::{CrossAttention, Final, Mlp, SelfAttention},
 };
 
 /// An expert with its parameters.
@@ -48,8 +48,8 @@ impl Expert {
             config: config.clone(),
             patches: PatchEmbedding::new(parameters, config.patch)?,
             time: TimeEmbedding::new(parameters)?,
-            text: linear(parameters, "text_proj")?,
-            shared_modulation: linear(parameters, "t_block.1")?,
+            text: Linear::named(parameters, "text_proj")?,
+            shared_modulation: Linear::named(parameters, "t_block.1")?,
             blocks: (0..config.depth).map(block).collect::<Result<_>>()?,
             final_table: parameters.get("final_layer.scale_shift_table")?,
             last: Final::new(parameters)?,
@@ -61,17 +61,20 @@ impl Expert {
         &self.config
     }
 
-    /// `x` `[B,C,S,S]`, `t` `[B]` on a scale of 0..1000, `text` `[B,T,D]` to the velocity `[B,C,S,S]`.
+    /// `x` `[B,C,S,S]`, `t` `[B]` on a scale of 0..1000, `text` `[B,T,D]` to the velocity `[B,C,S,S]`; all f32, whatever the parameters' precision.
     pub fn forward(&self, x: &Tensor, t: &Tensor, text: &Tensor) -> Result<Tensor> {
         let mut h = self.patches.forward(x)?;
         let time = self.time.forward(t)?;
         let shared = self.shared_modulation.forward(&time.silu()?)?.reshape((x.dim(0)?, 6, self.config.width))?;
+        // Modulations are f32 (see `operations`).
+        let shared = shared.to_dtype(DType::F32)?;
         let text = self.text.forward(text)?;
         for block in &self.blocks {
             h = block.forward(&h, &shared, &text)?;
         }
-        let modulation = time.unsqueeze(1)?.broadcast_add(&self.final_table)?;
-        self.unpatchify(&self.last.forward(&h, &modulation)?)
+        let modulation =
+            time.to_dtype(DType::F32)?.unsqueeze(1)?.broadcast_add(&self.final_table.to_dtype(DType::F32)?)?;
+        self.unpatchify(&self.last.forward(&h, &modulation)?.to_dtype(DType::F32)?)
     }
 
     /// `[B,(S/P)^2,P P C]` to `[B,C,S,S]`: "nhwpqc -> nchpwq".
@@ -86,7 +89,7 @@ impl Expert {
 impl Block {
     /// `shared` `[B,6,W]`: shift, scale, gate of the attention, then of the MLP.
     fn forward(&self, x: &Tensor, shared: &Tensor, text: &Tensor) -> Result<Tensor> {
-        let modulation = shared.broadcast_add(&self.table)?;
+        let modulation = shared.broadcast_add(&self.table.to_dtype(DType::F32)?)?;
         let x = self.attention.forward(x, &modulation.narrow(1, 0, 3)?)?;
         let x = self.cross_attention.forward(&x, text)?;
         self.mlp.forward(&x, &modulation.narrow(1, 3, 3)?)

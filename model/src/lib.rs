@@ -7,7 +7,10 @@ pub mod batch;
 pub mod checkpoint;
 pub mod config;
 pub mod cost;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod data;
+pub mod device;
 pub mod distance;
 mod embeddings;
 pub mod expert;
@@ -17,6 +20,7 @@ mod fused;
 pub mod grid;
 mod host;
 pub mod image_codec;
+mod operations;
 pub mod optimizer;
 pub mod parameters;
 pub mod parity;

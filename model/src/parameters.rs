@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use crate::{
     checkpoint::{self, CheckpointError},
     config::{PartConfig, Shapes},
+    device::compute_precision,
     random::Stream,
 };
 
@@ -99,6 +100,32 @@ impl Parameters {
         Self { places: self.places.clone(), groups }
     }
 
+    /// The same parameters, each a group of its own in the given precision. Where products run by themselves, as on a GPU, this spares the gradients'
+    /// way back into flat groups.
+    ///
+    /// # Errors
+    /// Where candle refuses.
+    pub fn scattered(&self, precision: DType) -> Result<Self> {
+        let mut places = BTreeMap::new();
+        let mut groups = BTreeMap::new();
+        for (name, place) in &*self.places {
+            groups.insert(name.clone(), self.get(name)?.flatten_all()?.to_dtype(precision)?);
+            places.insert(name.clone(), Place { group: name.clone(), start: 0, shape: place.shape.clone() });
+        }
+        Ok(Self { places: Arc::new(places), groups })
+    }
+
+    /// The parameters as their device computes with them fastest: bf16 and scattered on CUDA, as they are elsewhere.
+    ///
+    /// # Errors
+    /// Where candle refuses.
+    pub fn to_compute(self) -> Result<Self> {
+        match self.groups.values().next().map(|tensor| compute_precision(tensor.device())) {
+            Some(DType::F32) | None => Ok(self),
+            Some(precision) => self.scattered(precision),
+        }
+    }
+
     /// Turns every group that is trained into a variable, and returns those.
     pub fn into_variables(self) -> Result<(Self, BTreeMap<String, Var>)> {
         let mut variables = BTreeMap::new();
@@ -119,20 +146,24 @@ impl Parameters {
     pub fn get(&self, name: &str) -> Result<Tensor> {
         let Some(place) = self.places.get(name) else { candle_core::bail!("the model has no parameter {name}") };
         let length = place.shape.iter().product();
-        self.group(&place.group)?.narrow(0, place.start, length)?.reshape(place.shape.as_slice())
+        let Some(group) = self.groups.get(&place.group) else { candle_core::bail!("{} is missing", place.group) };
+        group.narrow(0, place.start, length)?.reshape(place.shape.as_slice())
     }
 
-    /// A group by name, flat.
-    pub fn group(&self, name: &str) -> Result<Tensor> {
-        match self.groups.get(name) {
-            Some(tensor) => Ok(tensor.clone()),
-            None => candle_core::bail!("the model has no group of parameters {name}"),
-        }
+    /// A group by name, flat; none where the parameters do not lie in groups ([`Parameters::scattered`]).
+    pub fn group(&self, name: &str) -> Option<Tensor> {
+        self.groups.get(name).cloned()
     }
 
     /// All groups in the order of their names.
     pub fn groups(&self) -> &BTreeMap<String, Tensor> {
         &self.groups
+    }
+
+    /// Name, group and first number in the group of every parameter.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn places(&self) -> impl Iterator<Item = (&str, &str, usize)> {
+        self.places.iter().map(|(name, place)| (name.as_str(), place.group.as_str(), place.start))
     }
 
     /// All parameters by name.

@@ -1,13 +1,13 @@
 //! The router: classifies from a noisy picture which cluster it comes from (paper, section on the router).
 
-use candle_core::{Result, Tensor};
-use candle_nn::{Linear, Module};
+use candle_core::{DType, Result, Tensor};
 
 use crate::{
     config::RouterConfig,
     embeddings::{PatchEmbedding, TimeEmbedding},
+    operations::{Linear, layer_norm},
     parameters::Parameters,
-    sublayers::{Mlp, SelfAttention, layer_norm, linear},
+    sublayers::{Mlp, SelfAttention},
 };
 
 /// Epsilon of the head's LayerNorm.
@@ -45,7 +45,7 @@ impl Router {
         let block = |layer: usize| {
             let name = format!("layers.{layer}");
             Ok(Block {
-                modulation: linear(parameters, &format!("{name}.adaLN_modulation.1"))?,
+                modulation: Linear::named(parameters, &format!("{name}.adaLN_modulation.1"))?,
                 attention: SelfAttention::new(parameters, &name, config.heads)?,
                 mlp: Mlp::new(parameters, &name)?,
             })
@@ -55,13 +55,13 @@ impl Router {
             patches: PatchEmbedding::new(parameters, config.patch)?,
             class_token: parameters.get("cls_token")?,
             time: TimeEmbedding::new(parameters)?,
-            caption: config.caption_width.map(|_| linear(parameters, "caption_proj")).transpose()?,
+            caption: config.caption_width.map(|_| Linear::named(parameters, "caption_proj")).transpose()?,
             blocks: (0..config.depth).map(block).collect::<Result<_>>()?,
             head: Head {
-                first: linear(parameters, "head.0")?,
+                first: Linear::named(parameters, "head.0")?,
                 scale: parameters.get("head.2.weight")?,
                 shift: parameters.get("head.2.bias")?,
-                last: linear(parameters, "head.4")?,
+                last: Linear::named(parameters, "head.4")?,
             },
         })
     }
@@ -72,7 +72,7 @@ impl Router {
     }
 
     /// `x` `[B,C,S,S]`, `t` `[B]` on a scale of 0..1000, `caption` `[B,D]` to logits `[B,K]`. A router that was
-    /// made to read captions needs one, another ignores it.
+    /// made to read captions needs one, another ignores it. All f32, whatever the parameters' precision.
     pub fn forward(&self, x: &Tensor, t: &Tensor, caption: Option<&Tensor>) -> Result<Tensor> {
         let (batch, width) = (x.dim(0)?, self.config.width);
         let class = self.class_token.broadcast_as((batch, 1, width))?;
@@ -86,14 +86,14 @@ impl Router {
         for block in &self.blocks {
             h = block.forward(&h, &condition)?;
         }
-        self.head.forward(&h.narrow(1, 0, 1)?.squeeze(1)?)
+        self.head.forward(&h.narrow(1, 0, 1)?.squeeze(1)?)?.to_dtype(DType::F32)
     }
 }
 
 impl Block {
     fn forward(&self, x: &Tensor, condition: &Tensor) -> Result<Tensor> {
         let (batch, _, width) = x.dims3()?;
-        let modulation = self.modulation.forward(condition)?.reshape((batch, 6, width))?;
+        let modulation = self.modulation.forward(condition)?.reshape((batch, 6, width))?.to_dtype(DType::F32)?;
         let x = self.attention.forward(x, &modulation.narrow(1, 0, 3)?)?;
         self.mlp.forward(&x, &modulation.narrow(1, 3, 3)?)
     }
