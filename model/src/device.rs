@@ -90,7 +90,7 @@ impl DeviceChoice {
             DeviceChoice::Cpu => Ok(Device::Cpu),
             DeviceChoice::Cuda(_) if !cfg!(feature = "cuda") => Err(DeviceError::NotBuilt { feature: "cuda" }),
             DeviceChoice::Metal if !cfg!(feature = "metal") => Err(DeviceError::NotBuilt { feature: "metal" }),
-            DeviceChoice::Cuda(number) => self.guarded(|| Device::new_cuda(number)),
+            DeviceChoice::Cuda(number) => self.guarded(|| cuda(number)),
             DeviceChoice::Metal => self.guarded(|| Device::new_metal(0)),
             DeviceChoice::Auto => Ok(Self::first_gpu().unwrap_or(Device::Cpu)),
         }
@@ -129,6 +129,14 @@ impl DeviceChoice {
         };
         Err(DeviceError::Unusable { choice: self, reason })
     }
+}
+
+/// The CUDA device of a number, ready to use.
+fn cuda(number: usize) -> candle_core::Result<Device> {
+    let device = Device::new_cuda(number)?;
+    #[cfg(feature = "cuda")]
+    crate::cuda::prepare(&device)?;
+    Ok(device)
 }
 
 /// The precision in which a device computes: bf16 on CUDA, where tensor cores take it, f32 elsewhere. Weights, moments and averages are f32 everywhere.

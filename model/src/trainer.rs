@@ -2,19 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use candle_nn::loss::{cross_entropy, mse};
-use rayon::prelude::*;
 
 use crate::{
     batch::{Batch, BatchSource, Text},
     checkpoint::{self, CheckpointError},
     config::{ConfigError, PartConfig, Shapes},
+    device::compute_precision,
     expert::Expert,
     flow::noised,
-    fused::vectorised,
-    host::with_numbers,
-    optimizer::{AdamW, Moments, Schedule},
+    optimizer::{Failure, GroupState, Optimizer, Schedule},
     parameters::{FROZEN, Parameters, group_shapes},
     random::Stream,
     router::Router,
@@ -38,6 +36,9 @@ pub struct TrainSettings {
 }
 
 /// What a step did.
+///
+/// Reading a number from a GPU waits for it, so there loss and norm are those of the newest step whose number is a multiple of [`READ_EVERY`], or of
+/// the trainer's first.
 #[derive(Clone, Copy, Debug)]
 pub struct StepReport {
     /// Steps done, this one included.
@@ -83,6 +84,9 @@ const PARTS_OF_STATE: [&str; 4] = ["parameter.", "average.", "moment1.", "moment
 const STEP: &str = "step";
 const STEP_BASE: u64 = 1 << 20;
 
+/// Steps between two looks at a GPU's numbers.
+pub const READ_EVERY: u64 = 16;
+
 /// A part in training.
 pub struct Trainer {
     config: PartConfig,
@@ -91,12 +95,12 @@ pub struct Trainer {
     null_text: Text,
     device: Device,
     model: Model,
-    parameters: Parameters,
-    variables: BTreeMap<String, Var>,
-    /// The averaged weights of every group that is trained.
-    average: BTreeMap<String, Vec<f32>>,
-    optimizer: AdamW,
+    /// What is stored but not trained, f32.
+    frozen: BTreeMap<String, Tensor>,
+    optimizer: Optimizer,
+    /// Steps asked for. On a GPU one may have failed since it was last looked at; then no later one did anything.
     step: u64,
+    report: StepReport,
 }
 
 /// A part's network.
@@ -151,20 +155,19 @@ impl Trainer {
         device: &Device,
         parameters: Parameters,
     ) -> Result<Self, TrainError> {
-        let (parameters, variables) = parameters.into_variables()?;
-        let model = Model::new(&config, &parameters)?;
-        let mut average = BTreeMap::new();
-        for (name, variable) in &variables {
-            average.insert(name.clone(), variable.to_vec1()?);
-        }
+        let frozen = parameters.groups().get_key_value(FROZEN).into_iter();
+        let frozen = frozen.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
         let schedule = Schedule {
             learning_rate: settings.learning_rate,
             warmup_steps: settings.warmup_steps,
             clip: settings.clip,
+            ema_decay: settings.ema_decay,
         };
-        let optimizer = AdamW::new(schedule, &variables);
+        let (optimizer, parameters) = Optimizer::new(schedule, parameters, compute_precision(device))?;
+        let model = Model::new(&config, &parameters)?;
         let (key, null_text, device) = (*key, null_text.clone(), device.clone());
-        Ok(Self { config, settings, key, null_text, device, model, parameters, variables, average, optimizer, step: 0 })
+        let report = StepReport { step: 0, loss: f32::NAN, gradient_norm: f32::NAN };
+        Ok(Self { config, settings, key, null_text, device, model, frozen, optimizer, step: 0, report })
     }
 
     /// A part as [`Trainer::state`] left it: the next step is the one that would have come.
@@ -190,25 +193,25 @@ impl Trainer {
                 }
             }
         }
-        let [parameters, average, first, second] = parts;
-        let mut on_device = BTreeMap::new();
-        for (name, tensor) in parameters {
-            on_device.insert(name, tensor.to_device(device)?);
+        let [mut parameters, average, mut first, mut second] = parts;
+        let on_device = parameters.iter().map(|(name, tensor)| Ok((name.clone(), tensor.to_device(device)?)));
+        let on_device =
+            Parameters::initial(&config, key, device)?.with_groups(on_device.collect::<candle_core::Result<_>>()?);
+        let mut trainer = Self::with_parameters(config, settings, key, null_text, device, on_device)?;
+        let mut groups = BTreeMap::new();
+        for (name, average) in average {
+            // `read` has checked that the state names each group in every part.
+            let taken = (parameters.remove(&name), first.remove(&name), second.remove(&name));
+            if let (Some(parameter), Some(first), Some(second)) = taken {
+                groups.insert(name, GroupState { parameter, average, first, second });
+            }
         }
-        let parameters = Parameters::initial(&config, key, device)?.with_groups(on_device);
-        let mut trainer = Self::with_parameters(config, settings, key, null_text, device, parameters)?;
-        let numbers = |tensors: &BTreeMap<String, Tensor>, name: &str| tensors[name].to_vec1::<f32>();
-        let mut moments = BTreeMap::new();
-        for (name, average_of_name) in &mut trainer.average {
-            *average_of_name = numbers(&average, name)?;
-            moments.insert(name.clone(), Moments { first: numbers(&first, name)?, second: numbers(&second, name)? });
-        }
-        trainer.optimizer.restore(moments);
+        trainer.optimizer.restore(&groups)?;
         trainer.step = step[0] as u64 * STEP_BASE + step[1] as u64;
         Ok(trainer)
     }
 
-    /// Optimiser steps done since the part's beginning, over all owners.
+    /// Optimiser steps done since the part's beginning, over all owners; on a GPU, those asked for.
     pub fn step_count(&self) -> u64 {
         self.step
     }
@@ -228,15 +231,25 @@ impl Trainer {
 
         let loss = self.model.loss(&batch, &noise, &t)?;
         let gradients = loss.backward()?;
-        let loss = loss.to_scalar::<f32>()?;
-        let step = self.step + 1;
-        let gradient_norm = self.optimizer.step(step, &self.variables, &gradients)? as f32;
-        if !loss.is_finite() || !gradient_norm.is_finite() {
-            return Err(TrainError::NotFinite { step, loss, gradient_norm });
+        let gradient_norm = self.optimizer.step(self.step + 1, &loss, &gradients)?;
+        self.step += 1;
+        self.look(&loss, &gradient_norm)
+    }
+
+    /// Reads what the step did, where that is at hand or due.
+    fn look(&mut self, loss: &Tensor, gradient_norm: &Tensor) -> Result<StepReport, TrainError> {
+        self.report.step = self.step;
+        let is_first = self.report.loss.is_nan();
+        if self.device.is_cpu() || is_first || self.step.is_multiple_of(READ_EVERY) {
+            if let Some(Failure { step, loss, gradient_norm }) = self.optimizer.failure()? {
+                // Nothing has changed since the step before it: the trainer is as it was then.
+                self.step = step - 1;
+                self.optimizer.forget_failure()?;
+                return Err(TrainError::NotFinite { step, loss, gradient_norm });
+            }
+            (self.report.loss, self.report.gradient_norm) = (loss.to_scalar()?, gradient_norm.to_scalar()?);
         }
-        self.step = step;
-        self.update_average()?;
-        Ok(StepReport { step, loss, gradient_norm })
+        Ok(self.report)
     }
 
     /// Mean loss of the averaged weights over up to `limit` samples, at times spread evenly and with noise that is the same at every call.
@@ -245,7 +258,7 @@ impl Trainer {
         if count == 0 {
             return Err(TrainError::NoSamples);
         }
-        let model = Model::new(&self.config, &self.averaged()?)?;
+        let model = Model::new(&self.config, &self.optimizer.averaged(&self.device)?.to_compute()?)?;
         let indices: Vec<usize> = (0..count).collect();
         let mut sum = 0.0;
         for (number, indices) in indices.chunks(self.settings.batch.max(1)).enumerate() {
@@ -261,55 +274,27 @@ impl Trainer {
 
     /// The averaged weights, as bytes to sample with.
     pub fn weights(&self) -> Result<Vec<u8>, TrainError> {
-        Ok(checkpoint::write(&self.averaged()?.tensors()?)?)
+        Ok(checkpoint::write(&self.optimizer.averaged(&Device::Cpu)?.tensors()?)?)
     }
 
     /// Everything that the next step depends on, as bytes to resume from.
     pub fn state(&self) -> Result<Vec<u8>, TrainError> {
         let mut tensors = BTreeMap::new();
         let [parameter, average, first, second] = PARTS_OF_STATE;
-        for (name, tensor) in self.parameters.groups() {
+        for (name, tensor) in &self.frozen {
             tensors.insert(format!("{parameter}{name}"), tensor.clone());
         }
-        for (name, moments) in self.optimizer.moments() {
-            let parts = [(average, &self.average[name]), (first, &moments.first), (second, &moments.second)];
-            for (prefix, values) in parts {
-                let tensor = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
-                tensors.insert(format!("{prefix}{name}"), tensor);
-            }
+        for (name, group) in self.optimizer.state()? {
+            tensors.insert(format!("{parameter}{name}"), group.parameter);
+            tensors.insert(format!("{average}{name}"), group.average);
+            tensors.insert(format!("{first}{name}"), group.first);
+            tensors.insert(format!("{second}{name}"), group.second);
         }
-        let step = [(self.step / STEP_BASE) as f32, (self.step % STEP_BASE) as f32];
+        // A step that failed unseen and those after it changed nothing.
+        let done = self.optimizer.failure()?.map_or(self.step, |failure| failure.step - 1);
+        let step = [(done / STEP_BASE) as f32, (done % STEP_BASE) as f32];
         tensors.insert(STEP.to_owned(), Tensor::new(&step, &Device::Cpu)?);
         Ok(checkpoint::write(&tensors)?)
-    }
-
-    /// The averaged weights as parameters.
-    fn averaged(&self) -> candle_core::Result<Parameters> {
-        let mut groups = BTreeMap::new();
-        for (name, tensor) in self.parameters.groups() {
-            let averaged = match self.average.get(name) {
-                Some(values) => Tensor::from_slice(values, tensor.shape(), &self.device)?,
-                None => tensor.clone(),
-            };
-            groups.insert(name.clone(), averaged);
-        }
-        Ok(self.parameters.with_groups(groups))
-    }
-
-    fn update_average(&mut self) -> candle_core::Result<()> {
-        let steps = self.step as f64;
-        let decay = self.settings.ema_decay.min((1.0 + steps) / (10.0 + steps)) as f32;
-        let variables = &self.variables;
-        self.average.par_iter_mut().try_for_each(|(name, average)| {
-            with_numbers([&variables[name]], |[values]| {
-                vectorised(|| {
-                    for (average, value) in average.iter_mut().zip(values) {
-                        *average += (1.0 - decay) * (value - *average);
-                    }
-                });
-                Ok(())
-            })
-        })
     }
 
     /// The stream of a purpose at the step that is due.

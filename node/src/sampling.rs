@@ -21,6 +21,7 @@ use crate::runtime::{AssembledPart, Assembly, recipe};
 pub struct Drawing {
     manifest: Manifest,
     mixture: Mixture,
+    device: Device,
     used: Vec<AssembledPart>,
     missing: Vec<Part>,
 }
@@ -34,8 +35,8 @@ pub fn manifest_from_hex(text: &str) -> anyhow::Result<Manifest> {
 }
 
 impl Drawing {
-    /// Loads every part that is here. Without a single expert there is nothing to draw with; without the router all experts count alike.
-    pub fn open(assembly: &Assembly) -> anyhow::Result<Self> {
+    /// Loads every part that is here to `device`. Without a single expert there is nothing to draw with; without the router all experts count alike.
+    pub fn open(assembly: &Assembly, device: Device) -> anyhow::Result<Self> {
         let manifest = manifest_from_hex(&assembly.manifest)?;
         let (channels, size) = (usize::from(manifest.image.channels), usize::from(manifest.image.size));
         let experts = manifest.clusters.iter().map(|_| None).collect();
@@ -46,7 +47,7 @@ impl Drawing {
                 missing.push(part);
                 continue;
             };
-            let parameters = load(&manifest, part, assembled)?;
+            let parameters = load(&manifest, part, assembled, &device)?;
             match (part, recipe::part_config(&manifest, part)) {
                 (Part::Expert(cluster), PartConfig::Expert(config)) => {
                     mixture.experts[usize::from(cluster)] = Some(Box::new(Expert::new(&config, &parameters)?));
@@ -61,7 +62,7 @@ impl Drawing {
                 "no expert's checkpoint is to be had yet: is anyone training this run? `paris-node status` shows what is known"
             );
         }
-        Ok(Self { manifest, mixture, used, missing })
+        Ok(Self { manifest, mixture, device, used, missing })
     }
 
     /// Width and height of the pictures.
@@ -89,9 +90,9 @@ impl Drawing {
         progress: &mut dyn FnMut(usize, usize),
     ) -> anyhow::Result<Tensor> {
         let encoder = recipe::text_encoder(&self.manifest);
-        let (text, null) = (encoder.encode(captions, &Device::Cpu)?, encoder.encode(&[""], &Device::Cpu)?);
+        let (text, null) = (encoder.encode(captions, &self.device)?, encoder.encode(&[""], &self.device)?);
         let latents = sample(&self.mixture, &text, &null, settings, progress)?;
-        Ok(Pixels.decode(&latents)?)
+        Ok(Pixels.decode(&latents.to_device(&Device::Cpu)?)?)
     }
 }
 
@@ -111,12 +112,13 @@ pub fn is_here(part: &AssembledPart) -> bool {
 }
 
 /// A part's parameters from its file, believed only if they hash to what the record said.
-fn load(manifest: &Manifest, part: Part, assembled: &AssembledPart) -> anyhow::Result<Parameters> {
+fn load(manifest: &Manifest, part: Part, assembled: &AssembledPart, device: &Device) -> anyhow::Result<Parameters> {
     let path = assembled.path.as_deref().context("the part was not fetched")?;
     let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     if Hash::of(&bytes).to_string() != assembled.weights {
         bail!("{} was damaged on disk while it was read: try again", path.display());
     }
     let config = recipe::part_config(manifest, part);
-    Parameters::load(&config, &bytes, &Device::Cpu).with_context(|| format!("the checkpoint of {part}"))
+    let parameters = Parameters::load(&config, &bytes, device).with_context(|| format!("the checkpoint of {part}"))?;
+    Ok(parameters.to_compute()?)
 }

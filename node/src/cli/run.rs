@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::Args;
+use paris_model::device::DeviceChoice;
 
 use crate::{
     api,
@@ -42,6 +43,10 @@ pub(super) struct Run {
     /// MiB of the disk to leave free: with less, and less than the next checkpoints take, the node hands its parts over and stops.
     #[arg(long, default_value_t = 256, env = "PARIS_DISK_RESERVE", value_name = "MIB")]
     disk_reserve: u64,
+
+    /// Where to train: auto, cpu or cuda:N. auto takes the first CUDA device if this program was built for it, else the CPU.
+    #[arg(long, default_value_t, env = "PARIS_DEVICE")]
+    device: DeviceChoice,
 }
 
 impl Run {
@@ -54,6 +59,7 @@ impl Run {
             mirror_everything: false,
             mdns: self.mdns,
             disk_reserve: self.disk_reserve.saturating_mul(1 << 20),
+            device: self.device,
         };
         let mut node = match Node::start(config, interrupted()).await {
             Err(NodeError::NoManifest { .. }) => return Ok(()),

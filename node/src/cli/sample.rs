@@ -12,6 +12,7 @@ use anyhow::bail;
 use clap::{Args, builder::RangedU64ValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use paris_model::{
+    device::DeviceChoice,
     grid::Grid,
     sampler::{Reroute, Routing, SampleSettings},
 };
@@ -66,6 +67,11 @@ pub(super) struct Sample {
     #[arg(long, default_value = "sample.png", value_name = "FILE")]
     out: PathBuf,
 
+    /// Where to draw: auto, cpu, cuda:N or metal. auto takes a GPU if this program was built for one, else the CPU. Equal seeds draw equal
+    /// pictures on equal devices, and nearly equal ones on others.
+    #[arg(long, default_value_t, env = "PARIS_DEVICE")]
+    device: DeviceChoice,
+
     /// Seconds to wait for checkpoints before drawing with those that are here.
     #[arg(long, default_value_t = 60)]
     wait: u64,
@@ -77,8 +83,11 @@ impl Sample {
         if let Some(folder) = out.parent().filter(|folder| !folder.is_dir()) {
             bail!("there is no folder {} for the picture: make it, or choose another --out", folder.display());
         }
+        // A device that is not to be had is said before anything is fetched.
+        self.device.open()?;
         let assembly = self.assemble(&dir).await?;
-        let drawing = Drawing::open(&assembly)?;
+        // On this thread, which draws as well.
+        let drawing = Drawing::open(&assembly, self.device.open()?)?;
         eprintln!("{}", drawing.describe());
         let settings = SampleSettings {
             steps: self.steps,
@@ -112,6 +121,7 @@ impl Sample {
                     mirror_everything: true,
                     mdns: false,
                     disk_reserve: 0,
+                    device: DeviceChoice::Cpu,
                 };
                 let give_up = tokio::time::sleep(Duration::from_secs(self.wait));
                 let mut node = Node::start(config, give_up).await?;

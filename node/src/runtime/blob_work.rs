@@ -9,7 +9,9 @@ use std::{
 
 use anyhow::{Context, bail};
 use libp2p::Multiaddr;
-use paris_model::{Device, config::PartConfig, data::Dataset, parameters::Parameters, text::TextEncoder};
+use paris_model::{
+    Device, config::PartConfig, data::Dataset, device::DeviceChoice, parameters::Parameters, text::TextEncoder,
+};
 use paris_protocol::{
     agent::FetchFailure,
     checkpoint::{Blob, Checkpoint, CheckpointId},
@@ -42,11 +44,18 @@ pub(super) struct BlobWork {
     manifest: Arc<Manifest>,
     ticket: Arc<Ticket>,
     weights_dir: Arc<Path>,
+    device: DeviceChoice,
 }
 
 impl BlobWork {
-    pub(super) fn new(blobs: Blobs, manifest: Arc<Manifest>, ticket: Ticket, weights_dir: PathBuf) -> Self {
-        Self { blobs, manifest, ticket: Arc::new(ticket), weights_dir: weights_dir.into() }
+    pub(super) fn new(
+        blobs: Blobs,
+        manifest: Arc<Manifest>,
+        ticket: Ticket,
+        weights_dir: PathBuf,
+        device: DeviceChoice,
+    ) -> Self {
+        Self { blobs, manifest, ticket: Arc::new(ticket), weights_dir: weights_dir.into(), device }
     }
 
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
@@ -166,7 +175,7 @@ impl BlobWork {
         from: Option<Verified<Checkpoint>>,
         peers: &[NodeId],
     ) -> anyhow::Result<Job> {
-        let manifest = self.manifest.clone();
+        let (manifest, device) = (self.manifest.clone(), self.device);
         let config = recipe::part_config(&manifest, part);
         let state = match from {
             Some(checkpoint) => {
@@ -192,6 +201,7 @@ impl BlobWork {
                 held_out: Dataset::from_shards(&held_out, &encoder)?,
                 steps: training.steps,
                 checkpoint_every: Duration::from_millis(manifest.ownership.checkpoint_ms.into()),
+                device,
             })
         })
         .await?

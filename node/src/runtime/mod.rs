@@ -9,7 +9,10 @@ mod trainer;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use paris_model::config::PartConfig;
+use paris_model::{
+    config::PartConfig,
+    device::{DeviceChoice, DeviceError},
+};
 use paris_protocol::{
     agent::{Agent, Mirror, Settings},
     codec::Wire,
@@ -58,11 +61,16 @@ pub struct NodeConfig {
     pub mdns: bool,
     /// Bytes of the disk that are left free: below it and the room that the next checkpoints take, the node stops.
     pub disk_reserve: u64,
+    /// Where its parts are trained.
+    pub device: DeviceChoice,
 }
 
 /// A node that cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
+    /// The device to train on.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The data directory.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -208,6 +216,10 @@ impl Node {
     /// Starts a node on its data directory's current run. The manifest is fetched from the ticket's seeds if it is not here yet, as long as
     /// `give_up` has not come: an unreachable seed alone is no reason to.
     pub async fn start(config: NodeConfig, give_up: impl Future<Output = ()>) -> Result<Self, NodeError> {
+        if config.capacity != Some(0) {
+            // A device that is not to be had is said now, not when a part is to be trained.
+            config.device.open_to_train()?;
+        }
         let lock = config.dir.lock()?;
         let secret = config.dir.secret()?;
         let database = Database::open(&config.dir)?;
@@ -269,7 +281,7 @@ impl Node {
         let (network, network_events) = Network::start(network_config)?;
 
         let (calls, call_queue) = mpsc::channel(CALLS_MAX);
-        let work = BlobWork::new(blobs, manifest, ticket, config.dir.weights_path());
+        let work = BlobWork::new(blobs, manifest, ticket, config.dir.weights_path(), config.device);
         let driver = Driver::new(agent, database, network, network_events, work.clone(), call_queue, room)?;
         Ok((NodeHandle { calls, work }, tokio::spawn(driver.run())))
     }

@@ -14,10 +14,10 @@ use std::{
 };
 
 use paris_model::{
-    Device,
     batch::Text,
     config::PartConfig,
     data::Dataset,
+    device::DeviceChoice,
     trainer::{TrainSettings, Trainer},
 };
 use paris_protocol::{message::Progress, part::Part};
@@ -45,6 +45,8 @@ pub(super) struct Job {
     /// Steps at which the part is finished; 0 for never.
     pub(super) steps: u64,
     pub(super) checkpoint_every: Duration,
+    /// Where to train.
+    pub(super) device: DeviceChoice,
 }
 
 /// What a trainer has to say.
@@ -95,8 +97,8 @@ pub(super) fn start(job: Job, events: mpsc::Sender<TrainerEvent>) -> std::io::Re
 }
 
 fn train(job: Job, stop: &AtomicBool, events: &mpsc::Sender<TrainerEvent>) -> anyhow::Result<()> {
-    let Job { part, config, settings, key, null_text, state, train, held_out, steps, checkpoint_every } = job;
-    let device = Device::Cpu;
+    let Job { part, config, settings, key, null_text, state, train, held_out, steps, checkpoint_every, device } = job;
+    let device = device.open_to_train()?;
     let mut trainer = match state {
         Some(state) => Trainer::resume(config, settings, &key, &null_text, &state, &device)?,
         None => Trainer::new(config, settings, &key, &null_text, &device)?,
