@@ -50,7 +50,8 @@ impl Expert {
     pub fn forward(&self, x: &Tensor, t: &Tensor, text: &Tensor) -> Result<Tensor> {
         let h = self.patches.forward(x)?;
         let time = self.time.forward(t)?;
-        let shared = self.shared_modulation.forward(&time.silu()?)?.reshape((x.dim(0)?, BLOCK_ROWS, self.config.width))?;
+        let shared =
+            self.shared_modulation.forward(&time.silu()?)?.reshape((x.dim(0)?, BLOCK_ROWS, self.config.width))?;
         // Modulations are f32 (see `operations`).
         let (time, shared) = (time.to_dtype(DType::F32)?.unsqueeze(1)?, shared.to_dtype(DType::F32)?);
         let mut modulations = Vec::with_capacity(self.tables.len() + 1);

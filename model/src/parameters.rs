@@ -37,7 +37,8 @@ pub(crate) const TRUNK: &str = "trunk";
 
 /// The group of a parameter: the trunk's, or its own.
 fn group_of(name: &str) -> &str {
-    let of_block = name.starts_with("layers.") && [".attn.", ".cross_attn.", ".mlp."].iter().any(|it| name.contains(it));
+    let of_block =
+        name.starts_with("layers.") && [".attn.", ".cross_attn.", ".mlp."].iter().any(|it| name.contains(it));
     if of_block || name.starts_with("final_layer.linear") { TRUNK } else { name }
 }
 

@@ -116,7 +116,9 @@ impl Operation {
             bail!("a trunk of x {x_shape:?} and condition {condition_shape:?}: both have three dimensions");
         };
         if (batch, width) != (other_batch, other_width) || [batch, tokens, rows, width].contains(&0) {
-            bail!("a trunk of x {x_shape:?} and condition {condition_shape:?}: batch and width are the same, and nothing is empty");
+            bail!(
+                "a trunk of x {x_shape:?} and condition {condition_shape:?}: batch and width are the same, and nothing is empty"
+            );
         }
         for (index, stage) in self.stages.iter().enumerate() {
             let (sublayer, read) = (&stage.sublayer, stage.condition.of(rows));
@@ -248,7 +250,9 @@ impl CustomOp3 for Operation {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let place = self.kept.as_ref();
         let Some(shares) = place.and_then(|kept| kept.lock().unwrap_or_else(PoisonError::into_inner).take()) else {
-            bail!("the trunk kept nothing to differentiate: it ran forward without a variable in sight, or went back before");
+            bail!(
+                "the trunk kept nothing to differentiate: it ran forward without a variable in sight, or went back before"
+            );
         };
         let read = |[x_numbers, condition_numbers, group, gradient]: [&[f32]; 4]| {
             let input = self.input((x_numbers, x.dims()), (condition_numbers, condition.dims()), group)?;

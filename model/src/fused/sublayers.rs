@@ -94,8 +94,7 @@ impl Sublayer for CrossAttention {
 impl Backward for CrossAttentionBackward {
     fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: Gradients) {
         let Self(attention, saved) = *self;
-        let (through, dcontext) =
-            attention.backward(tile.group, tile.x, tile.condition, &saved, gradient, into.group);
+        let (through, dcontext) = attention.backward(tile.group, tile.x, tile.condition, &saved, gradient, into.group);
         add(into.x, gradient);
         add(into.x, &through);
         add(into.condition, &dcontext);
