@@ -1,7 +1,8 @@
 //! What a Paris run learns. No network.
 //!
 //! Pictures with captions become content-addressed shards ([`data`]); an [`expert`] is trained on the shards of one cluster and the [`router`] on those of
-//! all ([`trainer`]); the [`sampler`] draws with the mixture of them. All randomness follows from keys and counters ([`random`]).
+//! all ([`trainer`]), so that no step is lost ([`durable`]); the [`sampler`] draws with the mixture of them. All randomness follows from keys and counters
+//! ([`random`]).
 
 pub mod batch;
 pub mod checkpoint;
@@ -9,6 +10,7 @@ pub mod config;
 pub mod cost;
 pub mod data;
 pub mod distance;
+pub mod durable;
 mod embeddings;
 pub mod expert;
 pub mod features;
@@ -23,6 +25,8 @@ pub mod parity;
 pub mod random;
 pub mod router;
 pub mod sampler;
+pub mod snapshot;
+pub mod state;
 mod sublayers;
 pub mod text;
 pub mod trainer;

@@ -1,4 +1,4 @@
-//! Training a part: one object whose every step follows from (key, step) and the data.
+//! Training a part: one object whose every step follows from its state, its key and the data.
 
 use std::collections::BTreeMap;
 
@@ -9,15 +9,16 @@ use rayon::prelude::*;
 use crate::{
     batch::{Batch, BatchSource, Text},
     checkpoint::{self, CheckpointError},
-    config::{ConfigError, PartConfig, Shapes},
+    config::{ConfigError, PartConfig},
     expert::Expert,
     flow::noised,
     fused::vectorised,
     host::with_numbers,
     optimizer::{AdamW, Moments, Schedule},
-    parameters::{FROZEN, Parameters, group_shapes},
+    parameters::{Parameters, group_shapes},
     random::Stream,
     router::Router,
+    state::{Kind, Source, State},
 };
 
 /// How a part is trained.
@@ -77,12 +78,6 @@ pub enum TrainError {
     Candle(#[from] candle_core::Error),
 }
 
-/// The names under which the parts of a state are stored.
-const PARTS_OF_STATE: [&str; 4] = ["parameter.", "average.", "moment1.", "moment2."];
-/// The step, in two numbers that f32 holds exactly.
-const STEP: &str = "step";
-const STEP_BASE: u64 = 1 << 20;
-
 /// A part in training.
 pub struct Trainer {
     config: PartConfig,
@@ -97,6 +92,8 @@ pub struct Trainer {
     average: BTreeMap<String, Vec<f32>>,
     optimizer: AdamW,
     step: u64,
+    /// The batch that is due. Equal to the step as long as no batch was passed over.
+    cursor: u64,
 }
 
 /// A part's network.
@@ -164,7 +161,21 @@ impl Trainer {
         };
         let optimizer = AdamW::new(schedule, &variables);
         let (key, null_text, device) = (*key, null_text.clone(), device.clone());
-        Ok(Self { config, settings, key, null_text, device, model, parameters, variables, average, optimizer, step: 0 })
+        let (step, cursor) = (0, 0);
+        Ok(Self {
+            config,
+            settings,
+            key,
+            null_text,
+            device,
+            model,
+            parameters,
+            variables,
+            average,
+            optimizer,
+            step,
+            cursor,
+        })
     }
 
     /// A part as [`Trainer::state`] left it: the next step is the one that would have come.
@@ -177,40 +188,52 @@ impl Trainer {
         device: &Device,
     ) -> Result<Self, TrainError> {
         config.validate()?;
-        let mut tensors = checkpoint::read(state, &state_shapes(&config), &Device::Cpu)?;
-        let step = match tensors.remove(STEP) {
-            Some(step) => step.to_vec1::<f32>()?,
-            None => return Err(CheckpointError::Missing(STEP.to_owned()).into()),
-        };
-        let mut parts = PARTS_OF_STATE.map(|_| BTreeMap::new());
-        for (name, tensor) in tensors {
-            for (prefix, part) in PARTS_OF_STATE.iter().zip(&mut parts) {
-                if let Some(name) = name.strip_prefix(prefix) {
-                    part.insert(name.to_owned(), tensor.clone());
-                }
-            }
+        let state = State::read(state, &config)?;
+        Self::from_state(config, settings, key, null_text, &state, device)
+    }
+
+    /// The same from a state in memory.
+    pub fn from_state(
+        config: PartConfig,
+        settings: TrainSettings,
+        key: &[u8; 32],
+        null_text: &Text,
+        state: &State,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        config.validate()?;
+        let mut groups = BTreeMap::new();
+        for name in group_shapes(&config).into_keys() {
+            let numbers = state.numbers(Kind::Parameter, &name)?;
+            groups.insert(name, Tensor::from_slice(numbers, numbers.len(), device)?);
         }
-        let [parameters, average, first, second] = parts;
-        let mut on_device = BTreeMap::new();
-        for (name, tensor) in parameters {
-            on_device.insert(name, tensor.to_device(device)?);
-        }
-        let parameters = Parameters::initial(&config, key, device)?.with_groups(on_device);
+        let parameters = Parameters::initial(&config, key, device)?.with_groups(groups);
         let mut trainer = Self::with_parameters(config, settings, key, null_text, device, parameters)?;
-        let numbers = |tensors: &BTreeMap<String, Tensor>, name: &str| tensors[name].to_vec1::<f32>();
         let mut moments = BTreeMap::new();
-        for (name, average_of_name) in &mut trainer.average {
-            *average_of_name = numbers(&average, name)?;
-            moments.insert(name.clone(), Moments { first: numbers(&first, name)?, second: numbers(&second, name)? });
+        for (name, average) in &mut trainer.average {
+            average.copy_from_slice(state.numbers(Kind::Average, name)?);
+            let first = state.numbers(Kind::FirstMoment, name)?.to_vec();
+            let second = state.numbers(Kind::SecondMoment, name)?.to_vec();
+            moments.insert(name.clone(), Moments { first, second });
         }
         trainer.optimizer.restore(moments);
-        trainer.step = step[0] as u64 * STEP_BASE + step[1] as u64;
+        (trainer.step, trainer.cursor) = (state.step, state.cursor);
         Ok(trainer)
     }
 
     /// Optimiser steps done since the part's beginning, over all owners.
     pub fn step_count(&self) -> u64 {
         self.step
+    }
+
+    /// Batches drawn since the part's beginning, those passed over included: the place in the data, and the counter of every generator.
+    pub fn cursor(&self) -> u64 {
+        self.cursor
+    }
+
+    /// Passes over batches, so that `cursor` is due; never back.
+    pub fn skip_to(&mut self, cursor: u64) {
+        self.cursor = self.cursor.max(cursor);
     }
 
     /// One optimiser step on the batch that is due. Samples are drawn without replacement, in an order of their own for each epoch.
@@ -235,6 +258,7 @@ impl Trainer {
             return Err(TrainError::NotFinite { step, loss, gradient_norm });
         }
         self.step = step;
+        self.cursor += 1;
         self.update_average()?;
         Ok(StepReport { step, loss, gradient_norm })
     }
@@ -266,21 +290,24 @@ impl Trainer {
 
     /// Everything that the next step depends on, as bytes to resume from.
     pub fn state(&self) -> Result<Vec<u8>, TrainError> {
-        let mut tensors = BTreeMap::new();
-        let [parameter, average, first, second] = PARTS_OF_STATE;
+        let mut state = State::default();
+        self.copy_state(&mut state)?;
+        Ok(state.to_bytes()?)
+    }
+
+    /// Everything that the next step depends on, copied over what `state` held before: its memory is used again.
+    pub fn copy_state(&self, state: &mut State) -> Result<(), TrainError> {
+        let mut sources = BTreeMap::new();
         for (name, tensor) in self.parameters.groups() {
-            tensors.insert(format!("{parameter}{name}"), tensor.clone());
+            sources.insert(Kind::Parameter.of(name), Source::Tensor(tensor));
         }
         for (name, moments) in self.optimizer.moments() {
-            let parts = [(average, &self.average[name]), (first, &moments.first), (second, &moments.second)];
-            for (prefix, values) in parts {
-                let tensor = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
-                tensors.insert(format!("{prefix}{name}"), tensor);
-            }
+            sources.insert(Kind::Average.of(name), Source::Numbers(&self.average[name]));
+            sources.insert(Kind::FirstMoment.of(name), Source::Numbers(&moments.first));
+            sources.insert(Kind::SecondMoment.of(name), Source::Numbers(&moments.second));
         }
-        let step = [(self.step / STEP_BASE) as f32, (self.step % STEP_BASE) as f32];
-        tensors.insert(STEP.to_owned(), Tensor::new(&step, &Device::Cpu)?);
-        Ok(checkpoint::write(&tensors)?)
+        (state.step, state.cursor) = (self.step, self.cursor);
+        Ok(state.copy_from(&sources)?)
     }
 
     /// The averaged weights as parameters.
@@ -312,16 +339,16 @@ impl Trainer {
         })
     }
 
-    /// The stream of a purpose at the step that is due.
+    /// The stream of a purpose for the batch that is due.
     fn stream(&self, purpose: &str) -> Stream {
-        Stream::new(&self.key, purpose, self.step)
+        Stream::new(&self.key, purpose, self.cursor)
     }
 
-    /// Indices of the samples that are due: a pure function of the step.
+    /// Indices of the samples that are due: a pure function of the cursor.
     fn due_samples(&self, samples: usize) -> Vec<usize> {
         let batch = self.settings.batch.max(1);
         let mut due = Vec::with_capacity(batch);
-        let mut position = self.step as usize * batch;
+        let mut position = self.cursor as usize * batch;
         while due.len() < batch {
             let (epoch, offset) = (position / samples, position % samples);
             let order = Stream::new(&self.key, "epoch", epoch as u64).permutation(samples);
@@ -347,18 +374,4 @@ impl Trainer {
         let pooled = choose(&batch.text.pooled, &self.null_text.pooled)?;
         Ok(Batch { text: Text { tokens, pooled }, ..batch })
     }
-}
-
-/// Names and shapes of everything in a state.
-fn state_shapes(config: &PartConfig) -> Shapes {
-    let mut shapes = Shapes::new();
-    for (name, shape) in group_shapes(config) {
-        for prefix in PARTS_OF_STATE {
-            if name != FROZEN || prefix == PARTS_OF_STATE[0] {
-                shapes.insert(format!("{prefix}{name}"), shape.clone());
-            }
-        }
-    }
-    shapes.insert(STEP.to_owned(), vec![2]);
-    shapes
 }
