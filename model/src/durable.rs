@@ -200,7 +200,6 @@ impl Durable {
 
     /// One step, or the way back to the last snapshot.
     pub fn step(&mut self, data: &dyn BatchSource) -> Result<Outcome, DurableError> {
-        let cursor = self.trainer.cursor();
         match self.trainer.step(data) {
             Ok(report) => {
                 self.forgive(report.step);
@@ -208,6 +207,8 @@ impl Durable {
             }
             Err(TrainError::NotFinite { step, loss, gradient_norm }) => {
                 let reason = TrainError::NotFinite { step, loss, gradient_norm };
+                // The batch of that step: on a device that is looked at now and then it is not the last one.
+                let cursor = step - 1 + self.trainer.cursor() - self.trainer.step_count();
                 Ok(Outcome::WentBack(self.go_back(reason, Failed { step, cursor })?))
             }
             Err(error) => Err(error.into()),

@@ -92,8 +92,8 @@ pub struct Trainer {
     average: BTreeMap<String, Vec<f32>>,
     optimizer: AdamW,
     step: u64,
-    /// The batch that is due. Equal to the step as long as no batch was passed over.
-    cursor: u64,
+    /// Batches that were passed over.
+    skipped: u64,
 }
 
 /// A part's network.
@@ -161,7 +161,7 @@ impl Trainer {
         };
         let optimizer = AdamW::new(schedule, &variables);
         let (key, null_text, device) = (*key, null_text.clone(), device.clone());
-        let (step, cursor) = (0, 0);
+        let (step, skipped) = (0, 0);
         Ok(Self {
             config,
             settings,
@@ -174,7 +174,7 @@ impl Trainer {
             average,
             optimizer,
             step,
-            cursor,
+            skipped,
         })
     }
 
@@ -217,7 +217,7 @@ impl Trainer {
             moments.insert(name.clone(), Moments { first, second });
         }
         trainer.optimizer.restore(moments);
-        (trainer.step, trainer.cursor) = (state.step, state.cursor);
+        (trainer.step, trainer.skipped) = (state.step, state.cursor.saturating_sub(state.step));
         Ok(trainer)
     }
 
@@ -228,12 +228,12 @@ impl Trainer {
 
     /// Batches drawn since the part's beginning, those passed over included: the place in the data, and the counter of every generator.
     pub fn cursor(&self) -> u64 {
-        self.cursor
+        self.step + self.skipped
     }
 
     /// Passes over batches, so that `cursor` is due; never back.
     pub fn skip_to(&mut self, cursor: u64) {
-        self.cursor = self.cursor.max(cursor);
+        self.skipped = self.skipped.max(cursor.saturating_sub(self.step));
     }
 
     /// One optimiser step on the batch that is due. Samples are drawn without replacement, in an order of their own for each epoch.
@@ -258,7 +258,6 @@ impl Trainer {
             return Err(TrainError::NotFinite { step, loss, gradient_norm });
         }
         self.step = step;
-        self.cursor += 1;
         self.update_average()?;
         Ok(StepReport { step, loss, gradient_norm })
     }
@@ -306,7 +305,7 @@ impl Trainer {
             sources.insert(Kind::FirstMoment.of(name), Source::Numbers(&moments.first));
             sources.insert(Kind::SecondMoment.of(name), Source::Numbers(&moments.second));
         }
-        (state.step, state.cursor) = (self.step, self.cursor);
+        (state.step, state.cursor) = (self.step, self.cursor());
         Ok(state.copy_from(&sources)?)
     }
 
@@ -341,14 +340,14 @@ impl Trainer {
 
     /// The stream of a purpose for the batch that is due.
     fn stream(&self, purpose: &str) -> Stream {
-        Stream::new(&self.key, purpose, self.cursor)
+        Stream::new(&self.key, purpose, self.cursor())
     }
 
     /// Indices of the samples that are due: a pure function of the cursor.
     fn due_samples(&self, samples: usize) -> Vec<usize> {
         let batch = self.settings.batch.max(1);
         let mut due = Vec::with_capacity(batch);
-        let mut position = self.cursor as usize * batch;
+        let mut position = self.cursor() as usize * batch;
         while due.len() < batch {
             let (epoch, offset) = (position / samples, position % samples);
             let order = Stream::new(&self.key, "epoch", epoch as u64).permutation(samples);

@@ -18,7 +18,7 @@ use paris_model::{
 
 use crate::{
     api::Client,
-    runtime::{AssembledPart, Assembly, Node, NodeConfig},
+    runtime::{AssembledPart, Assembly, Node, NodeConfig, SNAPSHOT_EVERY},
     sampling::{Drawing, is_here, manifest_from_hex},
     store::DataDir,
 };
@@ -112,6 +112,7 @@ impl Sample {
                     mirror_everything: true,
                     mdns: false,
                     disk_reserve: 0,
+                    snapshot_every: SNAPSHOT_EVERY,
                 };
                 let give_up = tokio::time::sleep(Duration::from_secs(self.wait));
                 let mut node = Node::start(config, give_up).await?;

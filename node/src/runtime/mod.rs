@@ -3,6 +3,7 @@
 mod addresses;
 mod blob_work;
 mod driver;
+mod keeping;
 pub mod recipe;
 mod reconcile;
 mod trainer;
@@ -23,12 +24,15 @@ use tokio::{
 };
 
 pub(crate) use self::blob_work::shard_tag;
+pub use self::keeping::SNAPSHOT_EVERY;
 use self::{
     blob_work::{BlobWork, size_limits},
     driver::Driver,
+    keeping::{Keeping, Places},
 };
 use crate::{
     blobs::{Blobs, BlobsConfig, BlobsError, FetchRequest, Size},
+    history::History,
     network::{Network, NetworkConfig, NetworkError},
     status::Status,
     store::{DataDir, Database, DatabaseError, DirLock, DirectoryError, free_bytes},
@@ -58,6 +62,8 @@ pub struct NodeConfig {
     pub mdns: bool,
     /// Bytes of the disk that are left free: below it and the room that the next checkpoints take, the node stops.
     pub disk_reserve: u64,
+    /// Between two snapshots of a part in training.
+    pub snapshot_every: Duration,
 }
 
 /// A node that cannot start or go on.
@@ -165,6 +171,7 @@ pub(crate) enum Call {
 pub struct NodeHandle {
     calls: mpsc::Sender<Call>,
     work: BlobWork,
+    history: History,
 }
 
 impl NodeHandle {
@@ -178,6 +185,11 @@ impl NodeHandle {
     /// The run's manifest, as its bytes in hexadecimal.
     pub fn manifest_hex(&self) -> String {
         self.work.manifest_hex()
+    }
+
+    /// How the training of the run's parts went on this machine.
+    pub fn history(&self) -> &History {
+        &self.history
     }
 
     /// Keeps the weights of every part from now on, and says which are here. Ask again while some are being fetched.
@@ -270,8 +282,11 @@ impl Node {
 
         let (calls, call_queue) = mpsc::channel(CALLS_MAX);
         let work = BlobWork::new(blobs, manifest, ticket, config.dir.weights_path());
-        let driver = Driver::new(agent, database, network, network_events, work.clone(), call_queue, room)?;
-        Ok((NodeHandle { calls, work }, tokio::spawn(driver.run())))
+        let places = Places::new(config.dir, run, config.snapshot_every);
+        let history = places.history();
+        let keeping = Keeping::new(places, agent.manifest().parts());
+        let driver = Driver::new(agent, database, network, network_events, work.clone(), call_queue, room, keeping)?;
+        Ok((NodeHandle { calls, work, history }, tokio::spawn(driver.run())))
     }
 
     /// Talks to the node.
@@ -300,9 +315,9 @@ struct Room {
 }
 
 impl Room {
-    /// An error if the disk has not room for a checkpoint of each of these parts above the reserve.
+    /// An error if the disk has not room for a checkpoint and a snapshot of each of these parts above the reserve.
     fn check(&self, parts: impl Iterator<Item = PartConfig>) -> Result<(), NodeError> {
-        let checkpoints = parts.map(|config| size_limits(&config)).map(|(weights, state)| weights + state);
+        let checkpoints = parts.map(|config| size_limits(&config)).map(|(weights, state)| weights + 2 * state);
         let needed = self.reserve.saturating_add(checkpoints.sum());
         match free_bytes(&self.path) {
             Some(free) if free < needed => Err(NodeError::DiskFull { path: self.path.clone(), free, needed }),
