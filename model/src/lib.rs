@@ -1,7 +1,7 @@
 //! What a Paris run learns. No network.
 //!
 //! Pictures with captions become content-addressed shards ([`data`]); an [`expert`] is trained on the shards of one cluster and the [`router`] on those of
-//! all ([`trainer`]); the [`sampler`] draws with the mixture of them. All randomness follows from keys and counters ([`random`]).
+//! all ([`trainer`]), each step on a [`draw`] that may be made ahead of it; the [`sampler`] draws with the mixture of them. All randomness follows from keys and counters ([`random`]).
 
 pub mod batch;
 pub mod checkpoint;
@@ -9,10 +9,12 @@ pub mod config;
 pub mod cost;
 pub mod data;
 pub mod distance;
+pub mod draw;
 mod embeddings;
 pub mod expert;
 pub mod features;
 pub mod flow;
+pub mod footprint;
 mod fused;
 pub mod grid;
 mod host;
@@ -20,9 +22,12 @@ pub mod image_codec;
 pub mod optimizer;
 pub mod parameters;
 pub mod parity;
+pub mod prefetch;
 pub mod random;
+pub mod report;
 pub mod router;
 pub mod sampler;
+pub mod shuffle;
 mod sublayers;
 pub mod text;
 pub mod trainer;

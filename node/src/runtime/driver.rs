@@ -25,6 +25,7 @@ use super::{
     trainer::{self, Job, TrainerEvent, TrainerHandle},
 };
 use crate::{
+    memory::Memory,
     network::{Network, NetworkEvent},
     store::{Database, DatabaseError, HeldOutLoss},
 };
@@ -73,6 +74,7 @@ pub(super) struct Driver {
     /// Since when the node is stopping.
     stopping: Option<Time>,
     room: Room,
+    memory: Memory,
     /// Why the node stops, if not because it was asked to.
     full: Option<NodeError>,
 }
@@ -86,6 +88,7 @@ impl Driver {
         work: BlobWork,
         calls: mpsc::Receiver<Call>,
         room: Room,
+        memory: Memory,
     ) -> Result<Self, DatabaseError> {
         let (to_driver, trainer_events) = mpsc::channel(TRAINER_EVENTS_MAX);
         let first_losses = database.first_losses(agent.run(), agent.manifest().parts())?;
@@ -106,6 +109,7 @@ impl Driver {
             started: Instant::now(),
             stopping: None,
             room,
+            memory,
             full: None,
         })
     }
@@ -214,9 +218,9 @@ impl Driver {
     fn prepare(&mut self, part: Part, from: Option<CheckpointId>) {
         let from = from.and_then(|id| self.agent.register().checkpoint(part, id)).cloned();
         let peers: Vec<_> = self.agent.peers().keys().copied().collect();
-        let work = self.work.clone();
+        let (work, me) = (self.work.clone(), self.agent.id());
         let task = self.tasks.spawn(async move {
-            let job = work.job(part, from, &peers).await.map(Box::new).map_err(|error| format!("{error:#}"));
+            let job = work.job(part, from, me, &peers).await.map(Box::new).map_err(|error| format!("{error:#}"));
             Done::Prepared { part, job }
         });
         self.training.insert(part, Training::Preparing(task));
@@ -304,8 +308,9 @@ impl Driver {
         if !matches!(self.training.get(&part), Some(Training::Preparing(_))) {
             return;
         }
-        let started =
-            job.and_then(|job| trainer::start(*job, self.to_driver.clone()).map_err(|error| error.to_string()));
+        let started = job.and_then(|job| {
+            trainer::start(*job, self.memory.clone(), self.to_driver.clone()).map_err(|error| error.to_string())
+        });
         match started {
             Ok(handle) => {
                 self.training.insert(part, Training::Running(handle));

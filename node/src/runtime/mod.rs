@@ -3,6 +3,7 @@
 mod addresses;
 mod blob_work;
 mod driver;
+mod fit;
 pub mod recipe;
 mod reconcile;
 mod trainer;
@@ -29,6 +30,7 @@ use self::{
 };
 use crate::{
     blobs::{Blobs, BlobsConfig, BlobsError, FetchRequest, Size},
+    memory::Memory,
     network::{Network, NetworkConfig, NetworkError},
     status::Status,
     store::{DataDir, Database, DatabaseError, DirLock, DirectoryError, free_bytes},
@@ -56,6 +58,8 @@ pub struct NodeConfig {
     pub mirror_everything: bool,
     /// Find peers on the local network.
     pub mdns: bool,
+    /// Bytes of memory that training may take; none for most of what is available.
+    pub memory_limit: Option<u64>,
     /// Bytes of the disk that are left free: below it and the room that the next checkpoints take, the node stops.
     pub disk_reserve: u64,
 }
@@ -269,8 +273,9 @@ impl Node {
         let (network, network_events) = Network::start(network_config)?;
 
         let (calls, call_queue) = mpsc::channel(CALLS_MAX);
-        let work = BlobWork::new(blobs, manifest, ticket, config.dir.weights_path());
-        let driver = Driver::new(agent, database, network, network_events, work.clone(), call_queue, room)?;
+        let work = BlobWork::new(blobs, manifest, ticket, &config.dir);
+        let memory = Memory::new(config.memory_limit);
+        let driver = Driver::new(agent, database, network, network_events, work.clone(), call_queue, room, memory)?;
         Ok((NodeHandle { calls, work }, tokio::spawn(driver.run())))
     }
 

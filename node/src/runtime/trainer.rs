@@ -1,6 +1,6 @@
 //! Training a part on an operating-system thread of its own.
 //!
-//! The trainer never waits for the network: it reads shards that are in memory and hands finished checkpoints over a bounded channel. The network
+//! The trainer never waits for the network: it reads shards that are on this disk, ahead of its steps, and hands finished checkpoints over a bounded channel. The network
 //! never waits for the trainer: it hears of its progress, and of its death, by events.
 
 use std::{
@@ -18,10 +18,14 @@ use paris_model::{
     batch::Text,
     config::PartConfig,
     data::Dataset,
+    prefetch::Prefetch,
     trainer::{TrainSettings, Trainer},
 };
 use paris_protocol::{message::Progress, part::Part};
 use tokio::sync::mpsc;
+
+use super::fit;
+use crate::memory::Memory;
 
 /// Between two reports of progress.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
@@ -40,7 +44,9 @@ pub(super) struct Job {
     pub(super) null_text: Text,
     /// Where to go on.
     pub(super) state: Option<Vec<u8>>,
-    pub(super) train: Dataset,
+    /// This node trained the state, and so knows its micro-batch to be good.
+    pub(super) state_is_own: bool,
+    pub(super) train: Arc<Dataset>,
     pub(super) held_out: Dataset,
     /// Steps at which the part is finished; 0 for never.
     pub(super) steps: u64,
@@ -77,12 +83,12 @@ impl TrainerHandle {
 }
 
 /// Starts the thread.
-pub(super) fn start(job: Job, events: mpsc::Sender<TrainerEvent>) -> std::io::Result<TrainerHandle> {
+pub(super) fn start(job: Job, memory: Memory, events: mpsc::Sender<TrainerEvent>) -> std::io::Result<TrainerHandle> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     thread::Builder::new().name(format!("train-{}", job.part)).spawn(move || {
         let part = job.part;
-        let outcome = catch_unwind(AssertUnwindSafe(|| train(job, &flag, &events)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| train(job, &memory, &flag, &events)));
         let last = match outcome {
             Ok(Ok(())) => TrainerEvent::Ended(part),
             Ok(Err(error)) => TrainerEvent::Failed(part, format!("{error:#}")),
@@ -94,20 +100,24 @@ pub(super) fn start(job: Job, events: mpsc::Sender<TrainerEvent>) -> std::io::Re
     Ok(TrainerHandle { stop })
 }
 
-fn train(job: Job, stop: &AtomicBool, events: &mpsc::Sender<TrainerEvent>) -> anyhow::Result<()> {
-    let Job { part, config, settings, key, null_text, state, train, held_out, steps, checkpoint_every } = job;
+fn train(job: Job, memory: &Memory, stop: &AtomicBool, events: &mpsc::Sender<TrainerEvent>) -> anyhow::Result<()> {
+    let Job { part, config, settings, key, null_text, state, state_is_own, train, held_out, steps, checkpoint_every } =
+        job;
     let device = Device::Cpu;
-    let mut trainer = match state {
-        Some(state) => Trainer::resume(config, settings, &key, &null_text, &state, &device)?,
-        None => Trainer::new(config, settings, &key, &null_text, &device)?,
+    let build = || match state {
+        Some(state) => Trainer::resume(config.clone(), settings, &key, &null_text, &state, &device),
+        None => Trainer::new(config.clone(), settings, &key, &null_text, &device),
     };
+    let (mut trainer, _reserved) = fit::fitted(memory, &config, &*train, state_is_own, build)?;
+    let mut draws = Prefetch::start(trainer.draw_rule().clone(), train, trainer.step_count())?;
     let mut held_out_loss = trainer.held_out_loss(&held_out, HELD_OUT_SAMPLES)?;
     let mut smoothed: Option<f32> = None;
     let (mut reported, mut written) = (Instant::now() - REPORT_EVERY, Instant::now());
     loop {
+        let _computing = memory.computing();
         let finished = stop.load(Ordering::Relaxed) || (steps > 0 && trainer.step_count() >= steps);
         if !finished {
-            let loss = trainer.step(&train)?.loss;
+            let loss = trainer.step_from(&mut draws)?.loss;
             smoothed = Some(smoothed.map_or(loss, |mean| mean + LOSS_SMOOTHING * (loss - mean)));
         }
         if finished || written.elapsed() >= checkpoint_every {

@@ -7,6 +7,7 @@
 //!   node.redb    runs, tickets, claim log, register, which checkpoints are held, peers met: small and durable
 //!   api.json     where the running node's local API listens
 //!   blobs/       checkpoints and shards by hash: disposable, refilled from peers
+//!   shards/      shards so small that the blob store has them in no file of their own, for training to read
 //!   weights/     checkpoints exported for sampling
 //! ```
 
