@@ -13,14 +13,18 @@
 //! whoever goes on from a later state goes on with the same bits. After [`FALLBACKS_MAX`] times within [`FORGIVEN_AFTER_STEPS`] steps
 //! training gives up.
 
+use std::fmt::{self, Display};
+
 use candle_core::Device;
 
 use crate::{
     batch::{BatchSource, Text},
     config::PartConfig,
+    draw::{Draw, DrawError},
+    report::StepReport,
     snapshot::{Header, SnapshotError, SnapshotWriter, Snapshots, files::SnapshotLock, writer::Written},
     state::State,
-    trainer::{StepReport, TrainError, TrainSettings, Trainer},
+    trainer::{TrainError, TrainSettings, Trainer},
 };
 
 /// How often training goes back to a snapshot before it gives up.
@@ -105,6 +109,17 @@ pub struct Fallback {
     pub number: u32,
 }
 
+impl Display for Fallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { reason, step, skipped, number } = self;
+        write!(f, "{reason}. Back to the snapshot of step {step}, {number} of {FALLBACKS_MAX} times; ")?;
+        match skipped {
+            0 => f.write_str("the same batches are tried again"),
+            batches => write!(f, "{batches} batches are passed over"),
+        }
+    }
+}
+
 /// A part in training, with its snapshots.
 pub struct Durable {
     setup: Setup,
@@ -129,28 +144,37 @@ struct Failed {
     cursor: u64,
 }
 
-impl Durable {
-    /// Begins as the module says: from `published`, the bytes of a published state, from the own snapshot that supersedes it, or anew. Where it is not a
-    /// snapshot, one is written at once, so that there is something to go back to.
-    pub fn begin(
+/// Where a part's training begins: chosen, and not yet begun.
+pub struct Beginning {
+    setup: Setup,
+    run: String,
+    snapshots: Snapshots,
+    writer: Option<(SnapshotWriter, SnapshotLock)>,
+    problem: Option<String>,
+    state: Option<State>,
+    origin: Origin,
+    supersedes: Vec<String>,
+}
+
+impl Beginning {
+    /// Chooses as the module says: `published`, the bytes of a published state, the own snapshot that supersedes it, or anew.
+    pub fn choose(
         setup: Setup,
         run: &str,
         snapshots: Snapshots,
         published: Option<Vec<u8>>,
     ) -> Result<Self, DurableError> {
         setup.config.validate().map_err(TrainError::from)?;
-        let (mut writer, mut problem) = (None, None);
         // Before anything is read: another trainer of this part may be about to write its last.
-        match start_writer(&snapshots) {
-            Ok(started) => writer = Some(started),
-            Err(error) => problem = Some(complain(&error)),
-        }
+        let (writer, problem) = match start_writer(&snapshots) {
+            Ok(started) => (Some(started), None),
+            Err(error) => (None, Some(complain(&error))),
+        };
         let named = published.as_ref().map(|state| blake3::hash(state).to_hex().to_string());
         let fits =
             |header: &Header| header.run == run && named.as_ref().is_none_or(|named| header.supersedes.contains(named));
         let (state, origin, supersedes) = match snapshots.latest(&setup.config, fits) {
-            Some((header, state)) => {
-                let Header { threads, supersedes, .. } = header;
+            Some((Header { threads, supersedes, .. }, state)) => {
                 (Some(state), Origin::Snapshot { threads }, supersedes)
             }
             None => {
@@ -160,22 +184,52 @@ impl Durable {
                 (state, origin, named.into_iter().collect())
             }
         };
+        let now = rayon::current_num_threads();
         if let Origin::Snapshot { threads } = origin
-            && threads != rayon::current_num_threads()
+            && threads != now
         {
             tracing::warn!(
-                "the snapshot was trained on {threads} threads and this is {}: training goes on, equal within rounding and not to the bit",
-                rayon::current_num_threads()
+                "the snapshot was trained on {threads} threads and this is {now}: training goes on, equal within rounding and not to the bit"
             );
         }
-        let trainer = setup.trainer(state.as_ref())?;
-        let (run, written, fallbacks, failed) = (run.to_owned(), None, 0, None);
+        Ok(Self { setup, run: run.to_owned(), snapshots, writer, problem, state, origin, supersedes })
+    }
+
+    /// Where training begins.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// The trainer as it is there.
+    pub fn trainer(&self) -> Result<Trainer, TrainError> {
+        self.setup.trainer(self.state.as_ref())
+    }
+
+    /// Begins, with a trainer made here that may have been given another micro-batch. Where it is not a snapshot that it goes on from, one is written at
+    /// once, so that there is something to go back to.
+    pub fn train(self, trainer: Trainer) -> Result<Durable, DurableError> {
+        let Self { setup, run, snapshots, writer, problem, origin, supersedes, .. } = self;
+        let (written, fallbacks, failed) = (None, 0, None);
         let mut durable =
-            Self { setup, run, trainer, origin, snapshots, writer, supersedes, written, problem, fallbacks, failed };
+            Durable { setup, run, trainer, origin, snapshots, writer, supersedes, written, problem, fallbacks, failed };
         if !matches!(origin, Origin::Snapshot { .. }) {
             durable.snapshot()?;
         }
         Ok(durable)
+    }
+}
+
+impl Durable {
+    /// Chooses and begins.
+    pub fn begin(
+        setup: Setup,
+        run: &str,
+        snapshots: Snapshots,
+        published: Option<Vec<u8>>,
+    ) -> Result<Self, DurableError> {
+        let beginning = Beginning::choose(setup, run, snapshots, published)?;
+        let trainer = beginning.trainer()?;
+        beginning.train(trainer)
     }
 
     /// Where training began.
@@ -198,9 +252,23 @@ impl Durable {
         self.problem.as_deref()
     }
 
-    /// One step, or the way back to the last snapshot.
+    /// One step on the batch that is due, drawn here and now, or the way back to the last snapshot.
     pub fn step(&mut self, data: &dyn BatchSource) -> Result<Outcome, DurableError> {
-        match self.trainer.step(data) {
+        let stepped = self.trainer.step(data);
+        self.outcome(stepped)
+    }
+
+    /// The same on the next of `draws`. After a way back they must begin anew, at the trainer's cursor.
+    pub fn step_from(
+        &mut self,
+        draws: &mut dyn Iterator<Item = Result<Draw, DrawError>>,
+    ) -> Result<Outcome, DurableError> {
+        let stepped = self.trainer.step_from(draws);
+        self.outcome(stepped)
+    }
+
+    fn outcome(&mut self, stepped: Result<StepReport, TrainError>) -> Result<Outcome, DurableError> {
+        match stepped {
             Ok(report) => {
                 self.forgive(report.step);
                 Ok(Outcome::Stepped(report))
@@ -223,7 +291,9 @@ impl Durable {
         let found = self.snapshots.latest(&self.setup.config, |header| self.shares_history(header));
         let Some((header, state)) = found else { return Err(DurableError::NoSnapshot(reason)) };
         let again = self.failed.is_some_and(|before| before.cursor == failed.cursor);
+        let micro_batch = self.trainer.micro_batch();
         self.trainer = self.setup.trainer(Some(&state))?;
+        self.trainer.set_micro_batch(micro_batch);
         if again {
             self.trainer.skip_to(failed.cursor + 1);
         }

@@ -17,9 +17,10 @@ use crate::{
     parameters::{FROZEN, group_shapes},
 };
 
-/// The names of the two counts, each stored as two numbers that f32 holds exactly.
+/// The names of the counts, each stored as two numbers that f32 holds exactly.
 const STEP: &str = "step";
 const CURSOR: &str = "cursor";
+const MICRO_BATCH: &str = "micro_batch";
 const COUNT_BASE: u64 = 1 << 20;
 
 /// What a state holds of every group of parameters; of the one that is never trained, only the parameters.
@@ -65,6 +66,8 @@ pub struct State {
     pub step: u64,
     /// Batches drawn.
     pub cursor: u64,
+    /// Samples that went through the model at once: the last bits depend on it.
+    pub micro_batch: usize,
     /// Flat numbers by [`Kind::of`] their group.
     numbers: BTreeMap<String, Vec<f32>>,
 }
@@ -80,13 +83,13 @@ impl State {
             Some([high, low]) => Ok(*high as u64 * COUNT_BASE + *low as u64),
             _ => Err(CheckpointError::Missing(name.to_owned())),
         };
-        let (step, cursor) = (count(STEP)?, count(CURSOR)?);
-        Ok(Self { step, cursor, numbers })
+        let (step, cursor, micro_batch) = (count(STEP)?, count(CURSOR)?, count(MICRO_BATCH)? as usize);
+        Ok(Self { step, cursor, micro_batch, numbers })
     }
 
     /// Writes the state as safetensors: the same bytes for the same state.
     pub fn write_to(&self, out: &mut impl Write) -> std::result::Result<(), CheckpointError> {
-        let counts = [(STEP, self.step), (CURSOR, self.cursor)];
+        let counts = [(STEP, self.step), (CURSOR, self.cursor), (MICRO_BATCH, self.micro_batch as u64)];
         let counts = counts.map(|(name, count)| (name, [(count / COUNT_BASE) as f32, (count % COUNT_BASE) as f32]));
         let mut all: BTreeMap<&str, &[f32]> = BTreeMap::new();
         all.extend(self.numbers.iter().map(|(name, numbers)| (name.as_str(), numbers.as_slice())));
@@ -161,6 +164,6 @@ fn shapes(config: &PartConfig) -> Shapes {
             }
         }
     }
-    shapes.extend([STEP, CURSOR].map(|name| (name.to_owned(), vec![2])));
+    shapes.extend([STEP, CURSOR, MICRO_BATCH].map(|name| (name.to_owned(), vec![2])));
     shapes
 }

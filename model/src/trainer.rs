@@ -2,21 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor, Var};
-use candle_nn::loss::{cross_entropy, mse};
+use candle_core::{D, Device, Tensor, Var, backprop::GradStore};
+use candle_nn::ops::log_softmax;
 use rayon::prelude::*;
 
 use crate::{
     batch::{Batch, BatchSource, Text},
     checkpoint::{self, CheckpointError},
     config::{ConfigError, PartConfig},
+    draw::{Draw, DrawError, DrawRule, Draws, noise_like},
     expert::Expert,
     flow::noised,
     fused::vectorised,
     host::with_numbers,
     optimizer::{AdamW, Moments, Schedule},
     parameters::{Parameters, group_shapes},
+    prefetch::DRAWS_AHEAD_MAX,
     random::Stream,
+    report::{LossByTime, StepDurations, StepReport, timed},
     router::Router,
     state::{Kind, Source, State},
 };
@@ -36,17 +39,6 @@ pub struct TrainSettings {
     pub ema_decay: f64,
     /// Share of captions replaced by the null text.
     pub caption_drop: f32,
-}
-
-/// What a step did.
-#[derive(Clone, Copy, Debug)]
-pub struct StepReport {
-    /// Steps done, this one included.
-    pub step: u64,
-    /// The batch's loss: mean squared error of the velocity, or cross-entropy of the cluster.
-    pub loss: f32,
-    /// The gradients' global norm before clipping.
-    pub gradient_norm: f32,
 }
 
 /// Training that cannot go on.
@@ -70,9 +62,19 @@ pub enum TrainError {
         /// Its gradients' norm.
         gradient_norm: f32,
     },
-    /// There is nothing to train or measure on.
-    #[error("the part has no samples")]
-    NoSamples,
+    /// There is nothing to train or measure on, or it cannot be read.
+    #[error(transparent)]
+    Draw(#[from] DrawError),
+    /// The draw is not the one that is due: the model was resumed from another step than its draws begin at, or they have ended.
+    #[error(
+        "step {due} is due and the draws are at {at:?}: this is a fault of the program; begin them at the step that is due"
+    )]
+    OutOfStep {
+        /// Steps done.
+        due: u64,
+        /// The step of the draw; none after the last.
+        at: Option<u64>,
+    },
     /// candle refused.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
@@ -82,8 +84,7 @@ pub enum TrainError {
 pub struct Trainer {
     config: PartConfig,
     settings: TrainSettings,
-    key: [u8; 32],
-    null_text: Text,
+    rule: DrawRule,
     device: Device,
     model: Model,
     parameters: Parameters,
@@ -110,19 +111,42 @@ impl Model {
         })
     }
 
-    /// The mean loss of a batch that was noised by `noise` to the times `t`.
-    fn loss(&self, batch: &Batch, noise: &Tensor, t: &Tensor) -> candle_core::Result<Tensor> {
+    /// The loss of each sample, `[B]`, of a batch that is noised by `noise` to the times `t`. The batch's loss is their mean.
+    fn losses(&self, batch: &Batch, noise: &Tensor, t: &Tensor) -> candle_core::Result<Tensor> {
         let point = noised(&batch.images, noise, t)?;
         match self {
             Model::Expert(expert) => {
                 let velocity = expert.forward(&point.x, &point.time, &batch.text.tokens)?;
-                mse(&velocity, &point.velocity)
+                (velocity - &point.velocity)?.sqr()?.flatten_from(1)?.mean(D::Minus1)
             }
             Model::Router(router) => {
                 let logits = router.forward(&point.x, &point.time, Some(&batch.text.pooled))?;
-                cross_entropy(&logits, &batch.labels)
+                log_softmax(&logits, D::Minus1)?.gather(&batch.labels.unsqueeze(1)?, 1)?.squeeze(1)?.neg()
             }
         }
+    }
+}
+
+/// The gradients of a step, summed over its micro-batches.
+#[derive(Default)]
+struct Gradients(Option<GradStore>);
+
+impl Gradients {
+    fn add(&mut self, variables: &BTreeMap<String, Var>, mut more: GradStore) -> candle_core::Result<()> {
+        let Some(sums) = &mut self.0 else {
+            self.0 = Some(more);
+            return Ok(());
+        };
+        for variable in variables.values() {
+            if let Some(gradient) = more.remove(variable) {
+                let sum = match sums.remove(variable) {
+                    Some(sum) => (sum + gradient)?,
+                    None => gradient,
+                };
+                sums.insert(variable, sum);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -160,22 +184,16 @@ impl Trainer {
             clip: settings.clip,
         };
         let optimizer = AdamW::new(schedule, &variables);
-        let (key, null_text, device) = (*key, null_text.clone(), device.clone());
-        let (step, skipped) = (0, 0);
-        Ok(Self {
-            config,
-            settings,
-            key,
-            null_text,
-            device,
-            model,
-            parameters,
-            variables,
-            average,
-            optimizer,
-            step,
-            skipped,
-        })
+        let batch = settings.batch.max(1);
+        let rule = DrawRule {
+            key: *key,
+            batch,
+            micro_batch: batch,
+            caption_drop: settings.caption_drop,
+            null_text: null_text.to_device(&Device::Cpu)?,
+        };
+        let (device, step, skipped) = (device.clone(), 0, 0);
+        Ok(Self { config, settings, rule, device, model, parameters, variables, average, optimizer, step, skipped })
     }
 
     /// A part as [`Trainer::state`] left it: the next step is the one that would have come.
@@ -218,6 +236,7 @@ impl Trainer {
         }
         trainer.optimizer.restore(moments);
         (trainer.step, trainer.skipped) = (state.step, state.cursor.saturating_sub(state.step));
+        trainer.set_micro_batch(state.micro_batch);
         Ok(trainer)
     }
 
@@ -236,48 +255,110 @@ impl Trainer {
         self.skipped = self.skipped.max(cursor.saturating_sub(self.step));
     }
 
-    /// One optimiser step on the batch that is due. Samples are drawn without replacement, in an order of their own for each epoch.
-    pub fn step(&mut self, data: &dyn BatchSource) -> Result<StepReport, TrainError> {
-        if data.is_empty() {
-            return Err(TrainError::NoSamples);
-        }
-        let indices = self.due_samples(data.len());
-        let batch = data.batch(&indices, &self.device)?;
-        let batch = self.drop_captions(batch, &mut self.stream("caption-drop"))?;
-        let mut times = self.stream("time");
-        let t: Vec<f32> = indices.iter().map(|_| times.uniform()).collect();
-        let t = Tensor::new(t, &self.device)?;
-        let noise = self.stream("noise").normal_tensor(batch.images.shape().clone(), &self.device)?;
+    /// Samples a step.
+    pub fn batch(&self) -> usize {
+        self.rule.batch
+    }
 
-        let loss = self.model.loss(&batch, &noise, &t)?;
-        let gradients = loss.backward()?;
-        let loss = loss.to_scalar::<f32>()?;
+    /// Samples that go through the model at once. A step's gradients are summed over its micro-batches; how it is cut decides the last bits.
+    pub fn micro_batch(&self) -> usize {
+        self.rule.micro_batch
+    }
+
+    /// Cuts steps into micro-batches of so many samples, at least one and at most the whole step.
+    pub fn set_micro_batch(&mut self, samples: usize) {
+        self.rule.micro_batch = samples.clamp(1, self.rule.batch);
+    }
+
+    /// What decides this part's draws, for whoever makes them ahead.
+    pub fn draw_rule(&self) -> &DrawRule {
+        &self.rule
+    }
+
+    /// One optimiser step on the samples that are due, drawn here and now.
+    pub fn step(&mut self, data: &dyn BatchSource) -> Result<StepReport, TrainError> {
+        let rule = self.rule.clone();
+        self.step_from(&mut Draws::new(&rule, data, self.cursor()))
+    }
+
+    /// One optimiser step on the next of `draws`, which follow [`draw_rule`](Self::draw_rule). Where it fails nothing is changed, but the step's draws are used up.
+    pub fn step_from(
+        &mut self,
+        draws: &mut dyn Iterator<Item = Result<Draw, DrawError>>,
+    ) -> Result<StepReport, TrainError> {
+        let mut durations = StepDurations::default();
+        let (mut gradients, mut losses, mut times) = (Gradients::default(), Vec::new(), Vec::new());
+        while times.len() < self.rule.batch {
+            let draw = timed(&mut durations.data, || draws.next()).transpose()?;
+            let draw = match draw {
+                Some(draw) if (draw.step, draw.first) == (self.cursor(), times.len()) => draw,
+                other => return Err(TrainError::OutOfStep { due: self.cursor(), at: other.map(|draw| draw.step) }),
+            };
+            let of_draw = timed(&mut durations.forward, || self.losses(&draw))?;
+            timed(&mut durations.backward, || gradients.add(&self.variables, self.backward(&of_draw)?))?;
+            losses.push(of_draw.detach());
+            times.extend(draw.times);
+        }
         let step = self.step + 1;
-        let gradient_norm = self.optimizer.step(step, &self.variables, &gradients)? as f32;
+        let gradients = gradients.0.ok_or(DrawError::NoSamples)?;
+        let gradient_norm =
+            timed(&mut durations.optimizer, || self.optimizer.step(step, &self.variables, &gradients))? as f32;
+        drop(gradients);
+        let mut loss_by_time = LossByTime::default();
+        // The one place where the host reads what a device has computed.
+        let micro_batches = losses.len();
+        let losses = timed(&mut durations.optimizer, || Tensor::cat(&losses, 0)?.to_vec1::<f32>())?;
+        times.iter().zip(losses).for_each(|(t, loss)| loss_by_time.add(*t, loss));
+        let loss = loss_by_time.mean().unwrap_or(f32::NAN);
         if !loss.is_finite() || !gradient_norm.is_finite() {
             return Err(TrainError::NotFinite { step, loss, gradient_norm });
         }
         self.step = step;
-        self.update_average()?;
-        Ok(StepReport { step, loss, gradient_norm })
+        timed(&mut durations.optimizer, || self.update_average())?;
+        Ok(StepReport { step, loss, loss_by_time, gradient_norm, micro_batches, durations })
+    }
+
+    /// Computes the gradients of two micro-batches of `samples` and throws them away, with as many draws at hand as a step with [`Prefetch`](crate::prefetch::Prefetch) has, so that what a
+    /// step takes can be measured.
+    pub fn rehearse(&self, data: &dyn BatchSource, samples: usize) -> Result<(), TrainError> {
+        let rule = DrawRule { micro_batch: samples, ..self.rule.clone() };
+        let draws = Draws::new(&rule, data, self.cursor()).take(DRAWS_AHEAD_MAX + 2).collect::<Result<Vec<_>, _>>()?;
+        let mut gradients = Gradients::default();
+        for draw in &draws[..2] {
+            gradients.add(&self.variables, self.backward(&self.losses(draw)?)?)?;
+        }
+        Ok(())
+    }
+
+    /// The losses of a draw, on the device.
+    fn losses(&self, draw: &Draw) -> candle_core::Result<Tensor> {
+        let t = Tensor::new(draw.times.as_slice(), &self.device)?;
+        self.model.losses(&draw.batch.to_device(&self.device)?, &draw.noise.to_device(&self.device)?, &t)
+    }
+
+    /// What a draw's losses add to the gradients of the step: that of their share in its mean.
+    fn backward(&self, losses: &Tensor) -> candle_core::Result<GradStore> {
+        (losses.sum_all()? / self.rule.batch as f64)?.backward()
     }
 
     /// Mean loss of the averaged weights over up to `limit` samples, at times spread evenly and with noise that is the same at every call.
     pub fn held_out_loss(&self, data: &dyn BatchSource, limit: usize) -> Result<f32, TrainError> {
         let count = data.len().min(limit);
         if count == 0 {
-            return Err(TrainError::NoSamples);
+            return Err(DrawError::NoSamples.into());
         }
         let model = Model::new(&self.config, &self.averaged()?)?;
         let indices: Vec<usize> = (0..count).collect();
         let mut sum = 0.0;
-        for (number, indices) in indices.chunks(self.settings.batch.max(1)).enumerate() {
-            let batch = data.batch(indices, &self.device)?;
+        for indices in indices.chunks(self.rule.micro_batch) {
+            let batch = data.batch(indices, &Device::Cpu)?;
             let t: Vec<f32> = indices.iter().map(|index| (*index as f32 + 0.5) / count as f32).collect();
-            let mut stream = Stream::new(&self.key, "held-out", number as u64);
-            let noise = stream.normal_tensor(batch.images.shape().clone(), &self.device)?;
-            let loss = model.loss(&batch, &noise, &Tensor::new(t, &self.device)?)?;
-            sum += f64::from(loss.to_scalar::<f32>()?) * indices.len() as f64;
+            let noise = noise_like(&batch.images, |sample, numbers| {
+                Stream::new(&self.rule.key, "held-out", indices[sample] as u64).normals(numbers)
+            })?;
+            let (batch, noise) = (batch.to_device(&self.device)?, noise.to_device(&self.device)?);
+            let losses = model.losses(&batch, &noise, &Tensor::new(t, &self.device)?)?;
+            sum += losses.to_vec1::<f32>()?.iter().map(|loss| f64::from(*loss)).sum::<f64>();
         }
         Ok((sum / count as f64) as f32)
     }
@@ -305,7 +386,7 @@ impl Trainer {
             sources.insert(Kind::FirstMoment.of(name), Source::Numbers(&moments.first));
             sources.insert(Kind::SecondMoment.of(name), Source::Numbers(&moments.second));
         }
-        (state.step, state.cursor) = (self.step, self.cursor());
+        (state.step, state.cursor, state.micro_batch) = (self.step, self.cursor(), self.rule.micro_batch);
         Ok(state.copy_from(&sources)?)
     }
 
@@ -336,41 +417,5 @@ impl Trainer {
                 Ok(())
             })
         })
-    }
-
-    /// The stream of a purpose for the batch that is due.
-    fn stream(&self, purpose: &str) -> Stream {
-        Stream::new(&self.key, purpose, self.cursor())
-    }
-
-    /// Indices of the samples that are due: a pure function of the cursor.
-    fn due_samples(&self, samples: usize) -> Vec<usize> {
-        let batch = self.settings.batch.max(1);
-        let mut due = Vec::with_capacity(batch);
-        let mut position = self.cursor() as usize * batch;
-        while due.len() < batch {
-            let (epoch, offset) = (position / samples, position % samples);
-            let order = Stream::new(&self.key, "epoch", epoch as u64).permutation(samples);
-            let taken = (batch - due.len()).min(samples - offset);
-            due.extend_from_slice(&order[offset..offset + taken]);
-            position += taken;
-        }
-        due
-    }
-
-    /// Replaces a share of the captions by the null text.
-    fn drop_captions(&self, batch: Batch, stream: &mut Stream) -> candle_core::Result<Batch> {
-        let count = batch.images.dim(0)?;
-        let kept: Vec<u8> = (0..count).map(|_| u8::from(stream.uniform() >= self.settings.caption_drop)).collect();
-        let kept = Tensor::new(kept, &self.device)?;
-        let choose = |text: &Tensor, null: &Tensor| {
-            let mut shape = vec![count];
-            shape.resize(text.rank(), 1);
-            let null = null.to_device(&self.device)?.broadcast_as(text.shape())?;
-            kept.reshape(shape)?.broadcast_as(text.shape())?.where_cond(text, &null)
-        };
-        let tokens = choose(&batch.text.tokens, &self.null_text.tokens)?;
-        let pooled = choose(&batch.text.pooled, &self.null_text.pooled)?;
-        Ok(Batch { text: Text { tokens, pooled }, ..batch })
     }
 }

@@ -8,8 +8,9 @@ use paris_model::{
     config::{ExpertConfig, PartConfig},
     durable::{Durable, Outcome, Setup},
     random::Stream,
+    report::StepReport,
     snapshot::Snapshots,
-    trainer::{StepReport, TrainSettings},
+    trainer::TrainSettings,
 };
 
 /// The run's name in snapshots.

@@ -1,6 +1,6 @@
 //! Another trainer goes on from a published state as the owner would have.
 
-use paris_model::trainer::{StepReport, Trainer};
+use paris_model::{report::StepReport, trainer::Trainer};
 
 use super::part::{Pictures, setup};
 

@@ -40,6 +40,11 @@ pub(super) struct Run {
     #[arg(long)]
     mdns: bool,
 
+    /// MiB of memory that training may take, over all parts; most of what is available if not given. With less, samples go through the model in
+    /// smaller groups, which learns the same and takes a little longer.
+    #[arg(long, env = "PARIS_MEMORY", value_name = "MIB")]
+    memory: Option<u64>,
+
     /// MiB of the disk to leave free: with less, and less than the next checkpoints take, the node hands its parts over and stops.
     #[arg(long, default_value_t = 256, env = "PARIS_DISK_RESERVE", value_name = "MIB")]
     disk_reserve: u64,
@@ -58,6 +63,7 @@ impl Run {
             capacity: self.capacity,
             mirror_everything: false,
             mdns: self.mdns,
+            memory_limit: self.memory.map(|mib| mib.saturating_mul(1 << 20)),
             disk_reserve: self.disk_reserve.saturating_mul(1 << 20),
             snapshot_every: Duration::from_secs(self.snapshot_every),
         };

@@ -111,6 +111,7 @@ impl Sample {
                     capacity: Some(0),
                     mirror_everything: true,
                     mdns: false,
+                    memory_limit: None,
                     disk_reserve: 0,
                     snapshot_every: SNAPSHOT_EVERY,
                 };

@@ -141,12 +141,16 @@ fn read(file: impl Read) -> io::Result<Vec<Line>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{EventName, Interval, StepMeasures, thinned};
+    use paris_model::report::{LossByTime, StepDurations, StepReport};
+
+    use crate::history::{EventName, Interval, thinned};
 
     fn line(step: u64, loss: f32) -> Line {
         let mut interval = Interval::begin();
-        let loss_by_time = vec![(4.0 * loss, 4); 2];
-        interval.add(&StepMeasures { step, loss, loss_by_time, ..Default::default() });
+        let mut loss_by_time = LossByTime::default();
+        [0.05, 0.15].into_iter().for_each(|t| loss_by_time.add(t, loss));
+        let durations = StepDurations::default();
+        interval.add(&StepReport { step, loss, loss_by_time, gradient_norm: 1.0, micro_batches: 1, durations });
         Line::Steps(interval.end(8, 0.5).unwrap())
     }
 

@@ -2,30 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use paris_model::trainer::StepReport;
+use paris_model::report::{LossByTime, StepReport};
 
-use super::{Split, Steps, TIME_BINS, VERSION, now_s};
-
-/// What one step adds to an interval.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct StepMeasures {
-    pub(crate) step: u64,
-    pub(crate) loss: f32,
-    pub(crate) gradient_norm: f32,
-    /// Waiting for and drawing the batch.
-    pub(crate) data: Duration,
-    pub(crate) forward: Duration,
-    pub(crate) backward: Duration,
-    pub(crate) optimizer: Duration,
-    /// Sums of the samples' losses and their number, by the time t of the noising; empty where not measured.
-    pub(crate) loss_by_time: Vec<(f32, u32)>,
-}
-
-impl From<&StepReport> for StepMeasures {
-    fn from(report: &StepReport) -> Self {
-        Self { step: report.step, loss: report.loss, gradient_norm: report.gradient_norm, ..Self::default() }
-    }
-}
+use super::{Split, Steps, VERSION, now_s};
 
 /// An interval under way.
 pub(crate) struct Interval {
@@ -34,14 +13,13 @@ pub(crate) struct Interval {
     steps: u64,
     loss: f64,
     gradient_norm: f64,
-    loss_by_time: [(f64, u64); TIME_BINS],
+    loss_by_time: LossByTime,
     split: Split,
 }
 
 impl Interval {
     pub(crate) fn begin() -> Self {
-        let loss_by_time = [(0.0, 0); TIME_BINS];
-        let split = Split::default();
+        let (loss_by_time, split) = (LossByTime::default(), Split::default());
         Self { began: Instant::now(), step: 0, steps: 0, loss: 0.0, gradient_norm: 0.0, loss_by_time, split }
     }
 
@@ -49,19 +27,16 @@ impl Interval {
         self.began.elapsed()
     }
 
-    pub(crate) fn add(&mut self, step: &StepMeasures) {
+    pub(crate) fn add(&mut self, step: &StepReport) {
         self.step = step.step;
         self.steps += 1;
         self.loss += f64::from(step.loss);
         self.gradient_norm += f64::from(step.gradient_norm);
-        self.split.data += step.data.as_secs_f64();
-        self.split.forward += step.forward.as_secs_f64();
-        self.split.backward += step.backward.as_secs_f64();
-        self.split.optimizer += step.optimizer.as_secs_f64();
-        for ((sum, count), (more, samples)) in self.loss_by_time.iter_mut().zip(&step.loss_by_time) {
-            *sum += f64::from(*more);
-            *count += u64::from(*samples);
-        }
+        self.split.data += step.durations.data.as_secs_f64();
+        self.split.forward += step.durations.forward.as_secs_f64();
+        self.split.backward += step.durations.backward.as_secs_f64();
+        self.split.optimizer += step.durations.optimizer.as_secs_f64();
+        self.loss_by_time.merge(&step.loss_by_time);
     }
 
     pub(crate) fn add_snapshot(&mut self, time: Duration) {
@@ -82,8 +57,6 @@ impl Interval {
         }
         let known: f64 = split.named().into_iter().map(|(_, seconds)| seconds).sum();
         split.other = (seconds - known).max(0.0);
-        let measured = loss_by_time.iter().any(|(_, count)| *count > 0);
-        let by_time = loss_by_time.map(|(sum, count)| (count > 0).then(|| (sum / count as f64) as f32));
         Some(Steps {
             version: VERSION,
             time_s: now_s(),
@@ -92,7 +65,7 @@ impl Interval {
             seconds,
             loss: (loss / steps as f64) as f32,
             gradient_norm: (gradient_norm / steps as f64) as f32,
-            loss_by_time: if measured { by_time.to_vec() } else { Vec::new() },
+            loss_by_time: loss_by_time.means().to_vec(),
             held_out_loss: held_out_loss.is_finite().then_some(held_out_loss),
             samples_per_s: steps as f64 * batch as f64 / seconds,
             split,

@@ -17,13 +17,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use self::file::History;
-pub(crate) use self::interval::{Interval, StepMeasures};
+pub(crate) use self::interval::Interval;
 
 /// Version of the lines.
 pub const VERSION: u32 = 1;
-/// The bins into which a loss is split by the time t of the noising, evenly over 0..1.
-pub const TIME_BINS: usize = 10;
-
 /// A line of a history.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -51,7 +48,7 @@ pub struct Steps {
     pub loss: f32,
     /// The gradients' global norm before clipping.
     pub gradient_norm: f32,
-    /// Training loss by the time t of the noising, [`TIME_BINS`] bins evenly over 0..1; null where none was drawn, empty where not measured.
+    /// Training loss by the time t of the noising, in [`TIME_BINS`](paris_model::report::TIME_BINS) bins evenly over 0..1; null where none was drawn.
     pub loss_by_time: Vec<Option<f32>>,
     /// The last held-out loss; null where it was not finite.
     pub held_out_loss: Option<f32>,

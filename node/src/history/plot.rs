@@ -164,14 +164,18 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{EventName, Interval, StepMeasures};
+    use paris_model::report::{LossByTime, StepDurations, StepReport};
+
+    use crate::history::{EventName, Interval};
 
     #[test]
     fn a_plot_has_both_losses_every_share_and_what_failed() {
         let mut lines = Vec::new();
         for step in 1..=5 {
             let mut interval = Interval::begin();
-            interval.add(&StepMeasures { step, loss: 1.0 / step as f32, ..Default::default() });
+            let (loss, durations) = (1.0 / step as f32, StepDurations::default());
+            let loss_by_time = LossByTime::default();
+            interval.add(&StepReport { step, loss, loss_by_time, gradient_norm: 1.0, micro_batches: 1, durations });
             lines.push(Line::Steps(interval.end(8, 0.7).unwrap()));
         }
         lines.push(Line::event(EventName::WentBack, 5, "loss NaN <&>"));

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    Call, NodeError, Room,
+    Call, Machine, NodeError, Room,
     blob_work::BlobWork,
     keeping::Keeping,
     recipe,
@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     history::{EventName, Line},
+    memory::Memory,
     network::{Network, NetworkEvent},
     store::{Database, DatabaseError, HeldOutLoss},
 };
@@ -76,6 +77,7 @@ pub(super) struct Driver {
     stopping: Option<Time>,
     room: Room,
     keeping: Keeping,
+    memory: Memory,
     /// Why the node stops, if not because it was asked to.
     full: Option<NodeError>,
 }
@@ -88,10 +90,10 @@ impl Driver {
         network_events: mpsc::Receiver<NetworkEvent>,
         work: BlobWork,
         calls: mpsc::Receiver<Call>,
-        room: Room,
-        keeping: Keeping,
+        machine: Machine,
     ) -> Result<Self, DatabaseError> {
         let (to_driver, trainer_events) = mpsc::channel(TRAINER_EVENTS_MAX);
+        let Machine { room, memory, keeping } = machine;
         let first_losses = database.first_losses(agent.run(), agent.manifest().parts())?;
         Ok(Self {
             agent,
@@ -111,6 +113,7 @@ impl Driver {
             stopping: None,
             room,
             keeping,
+            memory,
             full: None,
         })
     }
@@ -221,9 +224,9 @@ impl Driver {
     fn prepare(&mut self, part: Part, from: Option<CheckpointId>) {
         let from = from.and_then(|id| self.agent.register().checkpoint(part, id)).cloned();
         let peers: Vec<_> = self.agent.peers().keys().copied().collect();
-        let work = self.work.clone();
+        let (work, me) = (self.work.clone(), self.agent.id());
         let task = self.tasks.spawn(async move {
-            let job = work.job(part, from, &peers).await.map(Box::new).map_err(|error| format!("{error:#}"));
+            let job = work.job(part, from, me, &peers).await.map(Box::new).map_err(|error| format!("{error:#}"));
             Done::Prepared { part, job }
         });
         self.training.insert(part, Training::Preparing(task));
@@ -321,7 +324,8 @@ impl Driver {
         }
         let started = job.and_then(|job| {
             let places = self.keeping.places.clone();
-            trainer::start(*job, places, self.to_driver.clone()).map_err(|error| error.to_string())
+            let started = trainer::start(*job, places, self.memory.clone(), self.to_driver.clone());
+            started.map_err(|error| error.to_string())
         });
         match started {
             Ok(handle) => {

@@ -3,6 +3,7 @@
 mod addresses;
 mod blob_work;
 mod driver;
+mod fit;
 mod keeping;
 pub mod recipe;
 mod reconcile;
@@ -33,6 +34,7 @@ use self::{
 use crate::{
     blobs::{Blobs, BlobsConfig, BlobsError, FetchRequest, Size},
     history::History,
+    memory::Memory,
     network::{Network, NetworkConfig, NetworkError},
     status::Status,
     store::{DataDir, Database, DatabaseError, DirLock, DirectoryError, free_bytes},
@@ -60,6 +62,8 @@ pub struct NodeConfig {
     pub mirror_everything: bool,
     /// Find peers on the local network.
     pub mdns: bool,
+    /// Bytes of memory that training may take; none for most of what is available.
+    pub memory_limit: Option<u64>,
     /// Bytes of the disk that are left free: below it and the room that the next checkpoints take, the node stops.
     pub disk_reserve: u64,
     /// Between two snapshots of a part in training.
@@ -281,11 +285,12 @@ impl Node {
         let (network, network_events) = Network::start(network_config)?;
 
         let (calls, call_queue) = mpsc::channel(CALLS_MAX);
-        let work = BlobWork::new(blobs, manifest, ticket, config.dir.weights_path());
+        let work = BlobWork::new(blobs, manifest, ticket, &config.dir);
         let places = Places::new(config.dir, run, config.snapshot_every);
         let history = places.history();
         let keeping = Keeping::new(places, agent.manifest().parts());
-        let driver = Driver::new(agent, database, network, network_events, work.clone(), call_queue, room, keeping)?;
+        let machine = Machine { room, memory: Memory::new(config.memory_limit), keeping };
+        let driver = Driver::new(agent, database, network, network_events, work.clone(), call_queue, machine)?;
         Ok((NodeHandle { calls, work, history }, tokio::spawn(driver.run())))
     }
 
@@ -306,6 +311,13 @@ impl Node {
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
+}
+
+/// What training may use of this machine, and what it keeps here.
+struct Machine {
+    room: Room,
+    memory: Memory,
+    keeping: Keeping,
 }
 
 /// How much of the disk may be used.

@@ -1,7 +1,8 @@
 //! Training a part on an operating-system thread of its own.
 //!
-//! The trainer never waits for the network: it reads shards that are in memory and hands finished checkpoints over a bounded channel. The network
-//! never waits for the trainer: it hears of its progress, and of its death, by events. Nor does it wait for the disk: snapshots are written beside it.
+//! The trainer never waits for the network: it reads shards that are on this disk, ahead of its steps, and hands finished checkpoints over a bounded
+//! channel. The network never waits for the trainer: it hears of its progress, and of its death, by events. Nor does the trainer wait for the disk: snapshots
+//! are written beside it.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -18,14 +19,18 @@ use paris_model::{
     batch::Text,
     config::PartConfig,
     data::Dataset,
-    durable::{Durable, FALLBACKS_MAX, Origin, Outcome, Setup},
+    durable::{Beginning, Durable, FALLBACKS_MAX, Origin, Outcome, Setup},
+    prefetch::Prefetch,
     trainer::TrainSettings,
 };
 use paris_protocol::{message::Progress, part::Part};
 use tokio::sync::mpsc;
 
-use super::keeping::Places;
-use crate::history::{EventName, History, Interval, Line, StepMeasures, file::HistoryFile};
+use super::{fit, keeping::Places};
+use crate::{
+    history::{EventName, History, Interval, Line, file::HistoryFile},
+    memory::Memory,
+};
 
 /// Between two reports of progress.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
@@ -46,7 +51,9 @@ pub(super) struct Job {
     pub(super) null_text: Text,
     /// The published state to go on from, unless a snapshot has gone further from it.
     pub(super) state: Option<Vec<u8>>,
-    pub(super) train: Dataset,
+    /// This node trained the state, and so knows its micro-batch to be good.
+    pub(super) state_is_own: bool,
+    pub(super) train: Arc<Dataset>,
     pub(super) held_out: Dataset,
     /// Steps at which the part is finished; 0 for never.
     pub(super) steps: u64,
@@ -85,12 +92,17 @@ impl TrainerHandle {
 }
 
 /// Starts the thread.
-pub(super) fn start(job: Job, places: Places, events: mpsc::Sender<TrainerEvent>) -> std::io::Result<TrainerHandle> {
+pub(super) fn start(
+    job: Job,
+    places: Places,
+    memory: Memory,
+    events: mpsc::Sender<TrainerEvent>,
+) -> std::io::Result<TrainerHandle> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     thread::Builder::new().name(format!("train-{}", job.part)).spawn(move || {
         let part = job.part;
-        let outcome = catch_unwind(AssertUnwindSafe(|| train(job, &places, &flag, &events)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| train(job, &places, &memory, &flag, &events)));
         let last = match outcome {
             Ok(Ok(())) => TrainerEvent::Ended(part),
             Ok(Err(error)) => TrainerEvent::Failed(part, format!("{error:#}")),
@@ -102,36 +114,45 @@ pub(super) fn start(job: Job, places: Places, events: mpsc::Sender<TrainerEvent>
     Ok(TrainerHandle { stop })
 }
 
-fn train(job: Job, places: &Places, stop: &AtomicBool, events: &mpsc::Sender<TrainerEvent>) -> anyhow::Result<()> {
-    let Job { part, config, settings, key, null_text, state, train, held_out, steps, checkpoint_every } = job;
-    let setup = Setup { config, settings, key, null_text, device: Device::Cpu };
+fn train(
+    job: Job,
+    places: &Places,
+    memory: &Memory,
+    stop: &AtomicBool,
+    events: &mpsc::Sender<TrainerEvent>,
+) -> anyhow::Result<()> {
+    let Job { part, config, settings, key, null_text, state, state_is_own, train, held_out, steps, checkpoint_every } =
+        job;
+    let setup = Setup { config: config.clone(), settings, key, null_text, device: Device::Cpu };
     let mut recorder = Recorder::open(part, &places.history(), events.clone());
-    let mut durable = Durable::begin(setup, &places.run(), places.snapshots(part), state)?;
-    recorder.event(EventName::Began, durable.trainer().step_count(), beginning(&durable));
+    let beginning = Beginning::choose(setup, &places.run(), places.snapshots(part), state)?;
+    let trained_here = state_is_own || matches!(beginning.origin(), Origin::Snapshot { .. });
+    let (trainer, _reserved) = fit::fitted(memory, &config, &*train, trained_here, || beginning.trainer())?;
+    let mut durable = beginning.train(trainer)?;
+    recorder.event(EventName::Began, durable.trainer().step_count(), said_of(&durable));
+    let draw = |durable: &Durable| {
+        let trainer = durable.trainer();
+        Prefetch::start(trainer.draw_rule().clone(), train.clone(), trainer.cursor())
+    };
+    let mut draws = draw(&durable)?;
     let mut held_out_loss = durable.trainer().held_out_loss(&held_out, HELD_OUT_SAMPLES)?;
     let mut smoothed: Option<f32> = None;
     let mut interval = Interval::begin();
     let (mut reported, mut written, mut snapped) = (Instant::now() - REPORT_EVERY, Instant::now(), Instant::now());
     loop {
+        let _computing = memory.computing();
         let finished = stop.load(Ordering::Relaxed) || (steps > 0 && durable.trainer().step_count() >= steps);
         if !finished {
-            match durable.step(&train)? {
+            match durable.step_from(&mut draws)? {
                 Outcome::Stepped(report) => {
-                    interval.add(&StepMeasures::from(&report));
+                    interval.add(&report);
                     smoothed = Some(smoothed.map_or(report.loss, |mean| mean + LOSS_SMOOTHING * (report.loss - mean)));
                 }
-                Outcome::WentBack(back) => {
-                    let skipped = match back.skipped {
-                        0 => "all is tried again".to_owned(),
-                        batches => format!("{batches} batches are passed over"),
-                    };
-                    let said = format!(
-                        "{}. Back to the snapshot of step {} for the {} time of {FALLBACKS_MAX}; {skipped}",
-                        back.reason, back.step, back.number
-                    );
-                    tracing::error!("{part}: {said}");
-                    recorder.event(EventName::WentBack, back.step, said);
+                Outcome::WentBack(fallback) => {
+                    tracing::error!("{part}: {fallback}");
+                    recorder.event(EventName::WentBack, fallback.step, fallback.to_string());
                     smoothed = None;
+                    draws = draw(&durable)?;
                 }
             }
         }
@@ -184,7 +205,7 @@ fn train(job: Job, places: &Places, stop: &AtomicBool, events: &mpsc::Sender<Tra
 }
 
 /// Where training begins, for people.
-fn beginning(durable: &Durable) -> String {
+fn said_of(durable: &Durable) -> String {
     let from = match durable.origin() {
         Origin::Beginning => "anew".to_owned(),
         Origin::Published => "from a published checkpoint".to_owned(),

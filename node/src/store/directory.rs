@@ -154,6 +154,11 @@ impl DataDir {
         self.root.join("history").join(run)
     }
 
+    /// Where shards lie that the blob store keeps in no file of their own.
+    pub fn shards_path(&self) -> PathBuf {
+        self.root.join("shards")
+    }
+
     /// Where checkpoints are exported for sampling.
     pub fn weights_path(&self) -> PathBuf {
         self.root.join("weights")
