@@ -11,6 +11,13 @@ pub struct Text {
     pub pooled: Tensor,
 }
 
+impl Text {
+    /// The same captions on `device`.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Self { tokens: self.tokens.to_device(device)?, pooled: self.pooled.to_device(device)? })
+    }
+}
+
 /// A batch of samples on one device.
 #[derive(Debug, Clone)]
 pub struct Batch {
@@ -20,6 +27,17 @@ pub struct Batch {
     pub text: Text,
     /// The cluster of each, `[batch]`, u32.
     pub labels: Tensor,
+}
+
+impl Batch {
+    /// The same samples on `device`.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Self {
+            images: self.images.to_device(device)?,
+            text: self.text.to_device(device)?,
+            labels: self.labels.to_device(device)?,
+        })
+    }
 }
 
 /// Samples that can be drawn by index; the trainer decides which, so that every draw follows from (run, part, step).

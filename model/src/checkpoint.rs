@@ -1,9 +1,12 @@
 //! Tensors as bytes: safetensors without metadata, so that equal tensors are equal bytes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::Write};
 
 use candle_core::{Device, Tensor};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{
+    Dtype, SafeTensors,
+    tensor::{Metadata, TensorInfo},
+};
 
 use crate::config::Shapes;
 
@@ -38,6 +41,9 @@ pub enum CheckpointError {
     /// A number is infinite or not a number.
     #[error("the tensor {0} holds numbers that are not finite: training had failed")]
     NotFinite(String),
+    /// The bytes could not be written.
+    #[error("cannot write the tensors: {0}")]
+    Io(#[from] std::io::Error),
     /// candle refused.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
@@ -45,19 +51,54 @@ pub enum CheckpointError {
 
 /// The wire form of tensors.
 pub fn write(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>, CheckpointError> {
-    let mut bytes = BTreeMap::new();
-    for (name, tensor) in tensors {
-        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-        bytes.insert(name, values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+    let shapes = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect();
+    let mut bytes = header(&shapes)?;
+    bytes.reserve(4 * tensors.values().map(Tensor::elem_count).sum::<usize>());
+    for tensor in tensors.values() {
+        write_numbers(&tensor.flatten_all()?.to_vec1::<f32>()?, &mut bytes)?;
     }
-    let view = |name: &String| TensorView::new(Dtype::F32, tensors[name].dims().to_vec(), &bytes[name]);
-    let views =
-        bytes.keys().map(|name| Ok((name.as_str(), view(name)?))).collect::<Result<Vec<_>, CheckpointError>>()?;
-    Ok(safetensors::serialize(views, None)?)
+    Ok(bytes)
+}
+
+/// What stands before the numbers of f32 tensors of these shapes; the numbers follow, tensor by tensor in the order of the names.
+pub(crate) fn header(shapes: &Shapes) -> Result<Vec<u8>, CheckpointError> {
+    let mut end = 0;
+    let info = |(name, shape): (&String, &Vec<usize>)| {
+        let start = end;
+        end += 4 * shape.iter().product::<usize>();
+        (name.clone(), TensorInfo { dtype: Dtype::F32, shape: shape.clone(), data_offsets: (start, end) })
+    };
+    let metadata = Metadata::new(None, shapes.iter().map(info).collect())?;
+    let mut text = serde_json::to_vec(&metadata).map_err(std::io::Error::from)?;
+    text.resize(text.len().next_multiple_of(8), b' ');
+    Ok([&(text.len() as u64).to_le_bytes()[..], &text].concat())
+}
+
+/// Writes numbers as they stand in a checkpoint.
+pub(crate) fn write_numbers(numbers: &[f32], out: &mut impl Write) -> std::io::Result<()> {
+    const BLOCK: usize = 4096;
+    let mut bytes = [0; 4 * BLOCK];
+    for block in numbers.chunks(BLOCK) {
+        for (bytes, number) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(block) {
+            *bytes = number.to_le_bytes();
+        }
+        out.write_all(&bytes[..4 * block.len()])?;
+    }
+    Ok(())
 }
 
 /// Reads tensors of exactly these names and shapes, f32 and finite. Nothing is allocated by what the bytes claim.
 pub fn read(bytes: &[u8], shapes: &Shapes, device: &Device) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
+    let mut tensors = BTreeMap::new();
+    for (name, numbers) in read_numbers(bytes, shapes)? {
+        let tensor = Tensor::from_vec(numbers, shapes[&name].as_slice(), device)?;
+        tensors.insert(name, tensor);
+    }
+    Ok(tensors)
+}
+
+/// The same as plain numbers.
+pub(crate) fn read_numbers(bytes: &[u8], shapes: &Shapes) -> Result<BTreeMap<String, Vec<f32>>, CheckpointError> {
     if let Some(length) = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length))
         && length > HEADER_BYTES_MAX as u64
     {
@@ -79,7 +120,7 @@ pub fn read(bytes: &[u8], shapes: &Shapes, device: &Device) -> Result<BTreeMap<S
         if values.iter().any(|value| !value.is_finite()) {
             return Err(CheckpointError::NotFinite(name.clone()));
         }
-        tensors.insert(name.clone(), Tensor::from_vec(values, shape.as_slice(), device)?);
+        tensors.insert(name.clone(), values);
     }
     Ok(tensors)
 }
@@ -87,6 +128,7 @@ pub fn read(bytes: &[u8], shapes: &Shapes, device: &Device) -> Result<BTreeMap<S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use safetensors::tensor::TensorView;
 
     fn tensors() -> BTreeMap<String, Tensor> {
         let tensor = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
@@ -101,6 +143,13 @@ mod tests {
     fn tensors_survive_and_equal_tensors_are_equal_bytes() {
         let bytes = write(&tensors()).unwrap();
         assert_eq!(bytes, write(&tensors()).unwrap());
+        // The crate's own writer, which wants all bytes at hand, says the same.
+        let all = tensors();
+        let numbers =
+            |name: &String| all[name].to_vec1::<f32>().unwrap().iter().flat_map(|it| it.to_le_bytes()).collect();
+        let by_name: BTreeMap<&String, Vec<u8>> = all.keys().map(|name| (name, numbers(name))).collect();
+        let view = |name: &String| TensorView::new(Dtype::F32, all[name].dims().to_vec(), &by_name[name]).unwrap();
+        assert_eq!(bytes, safetensors::serialize(all.keys().map(|name| (name, view(name))), None).unwrap());
         let back = read(&bytes, &shapes(), &Device::Cpu).unwrap();
         assert_eq!(back["b"].to_vec1::<f32>().unwrap(), [1.0, 2.0]);
     }

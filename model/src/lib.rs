@@ -1,7 +1,8 @@
 //! What a Paris run learns. No network.
 //!
 //! Pictures with captions become content-addressed shards ([`data`]); an [`expert`] is trained on the shards of one cluster and the [`router`] on those of
-//! all ([`trainer`]); the [`sampler`] draws with the mixture of them. All randomness follows from keys and counters ([`random`]).
+//! all ([`trainer`]), each step on a [`draw`] that may be made ahead of it, and no step is lost ([`durable`]); the [`sampler`] draws with the mixture of
+//! them. All randomness follows from keys and counters ([`random`]).
 
 pub mod batch;
 pub mod checkpoint;
@@ -12,10 +13,13 @@ mod cuda;
 pub mod data;
 pub mod device;
 pub mod distance;
+pub mod draw;
+pub mod durable;
 mod embeddings;
 pub mod expert;
 pub mod features;
 pub mod flow;
+pub mod footprint;
 mod fused;
 pub mod grid;
 mod host;
@@ -25,9 +29,14 @@ pub mod optimizer;
 pub mod parameters;
 pub mod parity;
 pub mod peak;
+pub mod prefetch;
 pub mod random;
+pub mod report;
 pub mod router;
 pub mod sampler;
+pub mod shuffle;
+pub mod snapshot;
+pub mod state;
 mod sublayers;
 pub mod text;
 pub mod trainer;

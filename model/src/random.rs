@@ -27,6 +27,11 @@ impl Stream {
         Self::new(&key, purpose, 0)
     }
 
+    /// 64 random bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+
     /// Uniform in 0..1, with 24 random bits.
     pub fn uniform(&mut self) -> f32 {
         (self.0.next_u32() >> 8) as f32 / (1 << 24) as f32
@@ -38,7 +43,7 @@ impl Stream {
     /// If `bound` is 0.
     pub fn below(&mut self, bound: usize) -> usize {
         // The bias of a 64-bit product is under bound / 2^64: not measurable.
-        ((u128::from(self.0.next_u64()) * bound as u128) >> 64) as usize
+        ((u128::from(self.bits()) * bound as u128) >> 64) as usize
     }
 
     /// Two standard normal numbers (Box and Muller, 1958).
@@ -65,15 +70,6 @@ impl Stream {
         let shape = shape.into();
         Tensor::from_vec(self.normals(shape.elem_count()), shape, device)
     }
-
-    /// The numbers 0..`len` in random order (Fisher and Yates).
-    pub fn permutation(&mut self, len: usize) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..len).collect();
-        for last in (1..len).rev() {
-            order.swap(last, self.below(last + 1));
-        }
-        order
-    }
 }
 
 #[cfg(test)]
@@ -94,13 +90,5 @@ mod tests {
         let numbers = Stream::seeded(0, "moments").normals(100_000);
         let moment = |power: i32| numbers.iter().map(|x| f64::from(*x).powi(power)).sum::<f64>() / numbers.len() as f64;
         assert!(moment(1).abs() < 0.02 && (moment(2) - 1.0).abs() < 0.02 && (moment(4) - 3.0).abs() < 0.15);
-    }
-
-    #[test]
-    fn a_permutation_has_every_number_once() {
-        let mut order = Stream::seeded(3, "order").permutation(100);
-        assert_ne!(order, (0..100).collect::<Vec<_>>());
-        order.sort_unstable();
-        assert_eq!(order, (0..100).collect::<Vec<_>>());
     }
 }

@@ -1,21 +1,25 @@
-//! Training a part: one object whose every step follows from (key, step) and the data.
+//! Training a part: one object whose every step follows from its state, its key and the data.
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
-use candle_nn::loss::{cross_entropy, mse};
+use candle_core::{D, Device, Tensor, backprop::GradStore};
+use candle_nn::ops::log_softmax;
 
 use crate::{
     batch::{Batch, BatchSource, Text},
     checkpoint::{self, CheckpointError},
-    config::{ConfigError, PartConfig, Shapes},
+    config::{ConfigError, PartConfig},
     device::compute_precision,
+    draw::{Draw, DrawError, DrawRule, Draws, noise_like},
     expert::Expert,
     flow::noised,
-    optimizer::{Failure, GroupState, Optimizer, Schedule},
+    optimizer::{Failure, Optimizer, Schedule},
     parameters::{FROZEN, Parameters, group_shapes},
+    prefetch::DRAWS_AHEAD_MAX,
     random::Stream,
+    report::{LossByTime, StepDurations, StepReport, timed},
     router::Router,
+    state::{Kind, Source, State},
 };
 
 /// How a part is trained.
@@ -33,20 +37,6 @@ pub struct TrainSettings {
     pub ema_decay: f64,
     /// Share of captions replaced by the null text.
     pub caption_drop: f32,
-}
-
-/// What a step did.
-///
-/// Reading a number from a GPU waits for it, so there loss and norm are those of the newest step whose number is a multiple of [`READ_EVERY`], or of
-/// the trainer's first.
-#[derive(Clone, Copy, Debug)]
-pub struct StepReport {
-    /// Steps done, this one included.
-    pub step: u64,
-    /// The batch's loss: mean squared error of the velocity, or cross-entropy of the cluster.
-    pub loss: f32,
-    /// The gradients' global norm before clipping.
-    pub gradient_norm: f32,
 }
 
 /// Training that cannot go on.
@@ -70,19 +60,23 @@ pub enum TrainError {
         /// Its gradients' norm.
         gradient_norm: f32,
     },
-    /// There is nothing to train or measure on.
-    #[error("the part has no samples")]
-    NoSamples,
+    /// There is nothing to train or measure on, or it cannot be read.
+    #[error(transparent)]
+    Draw(#[from] DrawError),
+    /// The draw is not the one that is due: the model was resumed from another step than its draws begin at, or they have ended.
+    #[error(
+        "step {due} is due and the draws are at {at:?}: this is a fault of the program; begin them at the step that is due"
+    )]
+    OutOfStep {
+        /// Steps done.
+        due: u64,
+        /// The step of the draw; none after the last.
+        at: Option<u64>,
+    },
     /// candle refused.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }
-
-/// The names under which the parts of a state are stored.
-const PARTS_OF_STATE: [&str; 4] = ["parameter.", "average.", "moment1.", "moment2."];
-/// The step, in two numbers that f32 holds exactly.
-const STEP: &str = "step";
-const STEP_BASE: u64 = 1 << 20;
 
 /// Steps between two looks at a GPU's numbers.
 pub const READ_EVERY: u64 = 16;
@@ -90,17 +84,20 @@ pub const READ_EVERY: u64 = 16;
 /// A part in training.
 pub struct Trainer {
     config: PartConfig,
-    settings: TrainSettings,
-    key: [u8; 32],
-    null_text: Text,
+    rule: DrawRule,
     device: Device,
     model: Model,
+    /// What the model computes with; the optimiser keeps it.
+    parameters: Parameters,
     /// What is stored but not trained, f32.
     frozen: BTreeMap<String, Tensor>,
     optimizer: Optimizer,
     /// Steps asked for. On a GPU one may have failed since it was last looked at; then no later one did anything.
     step: u64,
-    report: StepReport,
+    /// Batches that were passed over.
+    skipped: u64,
+    /// What was last read of a step: its losses and its gradients' norm.
+    read: Option<(LossByTime, f32)>,
 }
 
 /// A part's network.
@@ -117,19 +114,42 @@ impl Model {
         })
     }
 
-    /// The mean loss of a batch that was noised by `noise` to the times `t`.
-    fn loss(&self, batch: &Batch, noise: &Tensor, t: &Tensor) -> candle_core::Result<Tensor> {
+    /// The loss of each sample, `[B]`, of a batch that is noised by `noise` to the times `t`. The batch's loss is their mean.
+    fn losses(&self, batch: &Batch, noise: &Tensor, t: &Tensor) -> candle_core::Result<Tensor> {
         let point = noised(&batch.images, noise, t)?;
         match self {
             Model::Expert(expert) => {
                 let velocity = expert.forward(&point.x, &point.time, &batch.text.tokens)?;
-                mse(&velocity, &point.velocity)
+                (velocity - &point.velocity)?.sqr()?.flatten_from(1)?.mean(D::Minus1)
             }
             Model::Router(router) => {
                 let logits = router.forward(&point.x, &point.time, Some(&batch.text.pooled))?;
-                cross_entropy(&logits, &batch.labels)
+                log_softmax(&logits, D::Minus1)?.gather(&batch.labels.unsqueeze(1)?, 1)?.squeeze(1)?.neg()
             }
         }
+    }
+}
+
+/// The gradients of a step, summed over its micro-batches.
+#[derive(Default)]
+struct Gradients(Option<GradStore>);
+
+impl Gradients {
+    fn add(&mut self, parameters: &Parameters, mut more: GradStore) -> candle_core::Result<()> {
+        let Some(sums) = &mut self.0 else {
+            self.0 = Some(more);
+            return Ok(());
+        };
+        for variable in parameters.groups().values().filter(|group| group.is_variable()) {
+            if let Some(gradient) = more.remove(variable) {
+                let sum = match sums.remove(variable) {
+                    Some(sum) => (sum + gradient)?,
+                    None => gradient,
+                };
+                sums.insert(variable, sum);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -165,9 +185,16 @@ impl Trainer {
         };
         let (optimizer, parameters) = Optimizer::new(schedule, parameters, compute_precision(device))?;
         let model = Model::new(&config, &parameters)?;
-        let (key, null_text, device) = (*key, null_text.clone(), device.clone());
-        let report = StepReport { step: 0, loss: f32::NAN, gradient_norm: f32::NAN };
-        Ok(Self { config, settings, key, null_text, device, model, frozen, optimizer, step: 0, report })
+        let batch = settings.batch.max(1);
+        let rule = DrawRule {
+            key: *key,
+            batch,
+            micro_batch: batch,
+            caption_drop: settings.caption_drop,
+            null_text: null_text.to_device(&Device::Cpu)?,
+        };
+        let (device, step, skipped, read) = (device.clone(), 0, 0, None);
+        Ok(Self { config, rule, device, model, parameters, frozen, optimizer, step, skipped, read })
     }
 
     /// A part as [`Trainer::state`] left it: the next step is the one that would have come.
@@ -180,34 +207,30 @@ impl Trainer {
         device: &Device,
     ) -> Result<Self, TrainError> {
         config.validate()?;
-        let mut tensors = checkpoint::read(state, &state_shapes(&config), &Device::Cpu)?;
-        let step = match tensors.remove(STEP) {
-            Some(step) => step.to_vec1::<f32>()?,
-            None => return Err(CheckpointError::Missing(STEP.to_owned()).into()),
-        };
-        let mut parts = PARTS_OF_STATE.map(|_| BTreeMap::new());
-        for (name, tensor) in tensors {
-            for (prefix, part) in PARTS_OF_STATE.iter().zip(&mut parts) {
-                if let Some(name) = name.strip_prefix(prefix) {
-                    part.insert(name.to_owned(), tensor.clone());
-                }
-            }
-        }
-        let [mut parameters, average, mut first, mut second] = parts;
-        let on_device = parameters.iter().map(|(name, tensor)| Ok((name.clone(), tensor.to_device(device)?)));
-        let on_device =
-            Parameters::initial(&config, key, device)?.with_groups(on_device.collect::<candle_core::Result<_>>()?);
-        let mut trainer = Self::with_parameters(config, settings, key, null_text, device, on_device)?;
+        let state = State::read(state, &config)?;
+        Self::from_state(config, settings, key, null_text, &state, device)
+    }
+
+    /// The same from a state in memory.
+    pub fn from_state(
+        config: PartConfig,
+        settings: TrainSettings,
+        key: &[u8; 32],
+        null_text: &Text,
+        state: &State,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        config.validate()?;
         let mut groups = BTreeMap::new();
-        for (name, average) in average {
-            // `read` has checked that the state names each group in every part.
-            let taken = (parameters.remove(&name), first.remove(&name), second.remove(&name));
-            if let (Some(parameter), Some(first), Some(second)) = taken {
-                groups.insert(name, GroupState { parameter, average, first, second });
-            }
+        for name in group_shapes(&config).into_keys() {
+            let numbers = state.numbers(Kind::Parameter, &name)?;
+            groups.insert(name, Tensor::from_slice(numbers, numbers.len(), device)?);
         }
-        trainer.optimizer.restore(&groups)?;
-        trainer.step = step[0] as u64 * STEP_BASE + step[1] as u64;
+        let parameters = Parameters::initial(&config, key, device)?.with_groups(groups);
+        let mut trainer = Self::with_parameters(config, settings, key, null_text, device, parameters)?;
+        trainer.optimizer.restore(state)?;
+        (trainer.step, trainer.skipped) = (state.step, state.cursor.saturating_sub(state.step));
+        trainer.set_micro_batch(state.micro_batch);
         Ok(trainer)
     }
 
@@ -216,58 +239,137 @@ impl Trainer {
         self.step
     }
 
-    /// One optimiser step on the batch that is due. Samples are drawn without replacement, in an order of their own for each epoch.
-    pub fn step(&mut self, data: &dyn BatchSource) -> Result<StepReport, TrainError> {
-        if data.is_empty() {
-            return Err(TrainError::NoSamples);
-        }
-        let indices = self.due_samples(data.len());
-        let batch = data.batch(&indices, &self.device)?;
-        let batch = self.drop_captions(batch, &mut self.stream("caption-drop"))?;
-        let mut times = self.stream("time");
-        let t: Vec<f32> = indices.iter().map(|_| times.uniform()).collect();
-        let t = Tensor::new(t, &self.device)?;
-        let noise = self.stream("noise").normal_tensor(batch.images.shape().clone(), &self.device)?;
-
-        let loss = self.model.loss(&batch, &noise, &t)?;
-        let gradients = loss.backward()?;
-        let gradient_norm = self.optimizer.step(self.step + 1, &loss, &gradients)?;
-        self.step += 1;
-        self.look(&loss, &gradient_norm)
+    /// Batches drawn since the part's beginning, those passed over included: the place in the data, and the counter of every generator.
+    pub fn cursor(&self) -> u64 {
+        self.step + self.skipped
     }
 
-    /// Reads what the step did, where that is at hand or due.
-    fn look(&mut self, loss: &Tensor, gradient_norm: &Tensor) -> Result<StepReport, TrainError> {
-        self.report.step = self.step;
-        let is_first = self.report.loss.is_nan();
-        if self.device.is_cpu() || is_first || self.step.is_multiple_of(READ_EVERY) {
-            if let Some(Failure { step, loss, gradient_norm }) = self.optimizer.failure()? {
-                // Nothing has changed since the step before it: the trainer is as it was then.
-                self.step = step - 1;
-                self.optimizer.forget_failure()?;
-                return Err(TrainError::NotFinite { step, loss, gradient_norm });
-            }
-            (self.report.loss, self.report.gradient_norm) = (loss.to_scalar()?, gradient_norm.to_scalar()?);
+    /// Passes over batches, so that `cursor` is due; never back.
+    pub fn skip_to(&mut self, cursor: u64) {
+        self.skipped = self.skipped.max(cursor.saturating_sub(self.step));
+    }
+
+    /// Samples a step.
+    pub fn batch(&self) -> usize {
+        self.rule.batch
+    }
+
+    /// Samples that go through the model at once. A step's gradients are summed over its micro-batches; how it is cut decides the last bits.
+    pub fn micro_batch(&self) -> usize {
+        self.rule.micro_batch
+    }
+
+    /// Cuts steps into micro-batches of so many samples, at least one and at most the whole step.
+    pub fn set_micro_batch(&mut self, samples: usize) {
+        self.rule.micro_batch = samples.clamp(1, self.rule.batch);
+    }
+
+    /// What decides this part's draws, for whoever makes them ahead.
+    pub fn draw_rule(&self) -> &DrawRule {
+        &self.rule
+    }
+
+    /// One optimiser step on the samples that are due, drawn here and now.
+    pub fn step(&mut self, data: &dyn BatchSource) -> Result<StepReport, TrainError> {
+        let rule = self.rule.clone();
+        self.step_from(&mut Draws::new(&rule, data, self.cursor()))
+    }
+
+    /// One optimiser step on the next of `draws`, which follow [`draw_rule`](Self::draw_rule). Where it fails nothing is changed, but the step's draws are used up.
+    pub fn step_from(
+        &mut self,
+        draws: &mut dyn Iterator<Item = Result<Draw, DrawError>>,
+    ) -> Result<StepReport, TrainError> {
+        let mut durations = StepDurations::default();
+        let (mut gradients, mut losses, mut times) = (Gradients::default(), Vec::new(), Vec::new());
+        while times.len() < self.rule.batch {
+            let draw = timed(&mut durations.data, || draws.next()).transpose()?;
+            let draw = match draw {
+                Some(draw) if (draw.step, draw.first) == (self.cursor(), times.len()) => draw,
+                other => return Err(TrainError::OutOfStep { due: self.cursor(), at: other.map(|draw| draw.step) }),
+            };
+            let of_draw = timed(&mut durations.forward, || self.losses(&draw))?;
+            timed(&mut durations.backward, || gradients.add(&self.parameters, self.backward(&of_draw)?))?;
+            losses.push(of_draw.detach());
+            times.extend(draw.times);
         }
-        Ok(self.report)
+        let gradients = gradients.0.ok_or(DrawError::NoSamples)?;
+        let micro_batches = losses.len();
+        let (loss_by_time, gradient_norm) = timed(&mut durations.optimizer, || {
+            let losses = Tensor::cat(&losses, 0)?;
+            let gradient_norm = self.optimizer.step(self.step + 1, &losses.mean_all()?, &gradients)?;
+            self.step += 1;
+            self.look(&times, &losses, &gradient_norm)
+        })?;
+        let loss = loss_by_time.mean().unwrap_or(f32::NAN);
+        Ok(StepReport { step: self.step, loss, loss_by_time, gradient_norm, micro_batches, durations })
+    }
+
+    /// What the step did, read where that is at hand or due: it is the one place where the host waits for what a device computes.
+    fn look(
+        &mut self,
+        times: &[f32],
+        losses: &Tensor,
+        gradient_norm: &Tensor,
+    ) -> Result<(LossByTime, f32), TrainError> {
+        match self.read {
+            Some(read) if !self.device.is_cpu() && !self.step.is_multiple_of(READ_EVERY) => Ok(read),
+            _ => {
+                if let Some(Failure { step, loss, gradient_norm }) = self.optimizer.failure()? {
+                    // Nothing has changed since the step before it: the trainer is as it was then.
+                    self.step = step - 1;
+                    self.optimizer.forget_failure()?;
+                    return Err(TrainError::NotFinite { step, loss, gradient_norm });
+                }
+                let mut loss_by_time = LossByTime::default();
+                let losses = losses.to_vec1::<f32>()?;
+                times.iter().zip(losses).for_each(|(t, loss)| loss_by_time.add(*t, loss));
+                Ok(*self.read.insert((loss_by_time, gradient_norm.to_scalar()?)))
+            }
+        }
+    }
+
+    /// Computes the gradients of two micro-batches of `samples` and throws them away, with as many draws at hand as a step with [`Prefetch`](crate::prefetch::Prefetch) has, so that what a
+    /// step takes can be measured.
+    pub fn rehearse(&self, data: &dyn BatchSource, samples: usize) -> Result<(), TrainError> {
+        let rule = DrawRule { micro_batch: samples, ..self.rule.clone() };
+        let draws = Draws::new(&rule, data, self.cursor()).take(DRAWS_AHEAD_MAX + 2).collect::<Result<Vec<_>, _>>()?;
+        let mut gradients = Gradients::default();
+        for draw in &draws[..2] {
+            gradients.add(&self.parameters, self.backward(&self.losses(draw)?)?)?;
+        }
+        Ok(())
+    }
+
+    /// The losses of a draw, on the device.
+    fn losses(&self, draw: &Draw) -> candle_core::Result<Tensor> {
+        let t = Tensor::new(draw.times.as_slice(), &self.device)?;
+        self.model.losses(&draw.batch.to_device(&self.device)?, &draw.noise.to_device(&self.device)?, &t)
+    }
+
+    /// What a draw's losses add to the gradients of the step: that of their share in its mean.
+    fn backward(&self, losses: &Tensor) -> candle_core::Result<GradStore> {
+        (losses.sum_all()? / self.rule.batch as f64)?.backward()
     }
 
     /// Mean loss of the averaged weights over up to `limit` samples, at times spread evenly and with noise that is the same at every call.
     pub fn held_out_loss(&self, data: &dyn BatchSource, limit: usize) -> Result<f32, TrainError> {
         let count = data.len().min(limit);
         if count == 0 {
-            return Err(TrainError::NoSamples);
+            return Err(DrawError::NoSamples.into());
         }
         let model = Model::new(&self.config, &self.optimizer.averaged(&self.device)?.to_compute()?)?;
         let indices: Vec<usize> = (0..count).collect();
         let mut sum = 0.0;
-        for (number, indices) in indices.chunks(self.settings.batch.max(1)).enumerate() {
-            let batch = data.batch(indices, &self.device)?;
+        for indices in indices.chunks(self.rule.micro_batch) {
+            let batch = data.batch(indices, &Device::Cpu)?;
             let t: Vec<f32> = indices.iter().map(|index| (*index as f32 + 0.5) / count as f32).collect();
-            let mut stream = Stream::new(&self.key, "held-out", number as u64);
-            let noise = stream.normal_tensor(batch.images.shape().clone(), &self.device)?;
-            let loss = model.loss(&batch, &noise, &Tensor::new(t, &self.device)?)?;
-            sum += f64::from(loss.to_scalar::<f32>()?) * indices.len() as f64;
+            let noise = noise_like(&batch.images, |sample, numbers| {
+                Stream::new(&self.rule.key, "held-out", indices[sample] as u64).normals(numbers)
+            })?;
+            let (batch, noise) = (batch.to_device(&self.device)?, noise.to_device(&self.device)?);
+            let losses = model.losses(&batch, &noise, &Tensor::new(t, &self.device)?)?;
+            sum += losses.to_vec1::<f32>()?.iter().map(|loss| f64::from(*loss)).sum::<f64>();
         }
         Ok((sum / count as f64) as f32)
     }
@@ -279,71 +381,20 @@ impl Trainer {
 
     /// Everything that the next step depends on, as bytes to resume from.
     pub fn state(&self) -> Result<Vec<u8>, TrainError> {
-        let mut tensors = BTreeMap::new();
-        let [parameter, average, first, second] = PARTS_OF_STATE;
+        let mut state = State::default();
+        self.copy_state(&mut state)?;
+        Ok(state.to_bytes()?)
+    }
+
+    /// Everything that the next step depends on, copied over what `state` held before: its memory is used again.
+    pub fn copy_state(&self, state: &mut State) -> Result<(), TrainError> {
+        let mut sources = self.optimizer.state()?;
         for (name, tensor) in &self.frozen {
-            tensors.insert(format!("{parameter}{name}"), tensor.clone());
-        }
-        for (name, group) in self.optimizer.state()? {
-            tensors.insert(format!("{parameter}{name}"), group.parameter);
-            tensors.insert(format!("{average}{name}"), group.average);
-            tensors.insert(format!("{first}{name}"), group.first);
-            tensors.insert(format!("{second}{name}"), group.second);
+            sources.insert(Kind::Parameter.of(name), Source::Tensor(tensor.clone()));
         }
         // A step that failed unseen and those after it changed nothing.
-        let done = self.optimizer.failure()?.map_or(self.step, |failure| failure.step - 1);
-        let step = [(done / STEP_BASE) as f32, (done % STEP_BASE) as f32];
-        tensors.insert(STEP.to_owned(), Tensor::new(&step, &Device::Cpu)?);
-        Ok(checkpoint::write(&tensors)?)
+        state.step = self.optimizer.failure()?.map_or(self.step, |failure| failure.step - 1);
+        (state.cursor, state.micro_batch) = (state.step + self.skipped, self.rule.micro_batch);
+        Ok(state.copy_from(&sources)?)
     }
-
-    /// The stream of a purpose at the step that is due.
-    fn stream(&self, purpose: &str) -> Stream {
-        Stream::new(&self.key, purpose, self.step)
-    }
-
-    /// Indices of the samples that are due: a pure function of the step.
-    fn due_samples(&self, samples: usize) -> Vec<usize> {
-        let batch = self.settings.batch.max(1);
-        let mut due = Vec::with_capacity(batch);
-        let mut position = self.step as usize * batch;
-        while due.len() < batch {
-            let (epoch, offset) = (position / samples, position % samples);
-            let order = Stream::new(&self.key, "epoch", epoch as u64).permutation(samples);
-            let taken = (batch - due.len()).min(samples - offset);
-            due.extend_from_slice(&order[offset..offset + taken]);
-            position += taken;
-        }
-        due
-    }
-
-    /// Replaces a share of the captions by the null text.
-    fn drop_captions(&self, batch: Batch, stream: &mut Stream) -> candle_core::Result<Batch> {
-        let count = batch.images.dim(0)?;
-        let kept: Vec<u8> = (0..count).map(|_| u8::from(stream.uniform() >= self.settings.caption_drop)).collect();
-        let kept = Tensor::new(kept, &self.device)?;
-        let choose = |text: &Tensor, null: &Tensor| {
-            let mut shape = vec![count];
-            shape.resize(text.rank(), 1);
-            let null = null.to_device(&self.device)?.broadcast_as(text.shape())?;
-            kept.reshape(shape)?.broadcast_as(text.shape())?.where_cond(text, &null)
-        };
-        let tokens = choose(&batch.text.tokens, &self.null_text.tokens)?;
-        let pooled = choose(&batch.text.pooled, &self.null_text.pooled)?;
-        Ok(Batch { text: Text { tokens, pooled }, ..batch })
-    }
-}
-
-/// Names and shapes of everything in a state.
-fn state_shapes(config: &PartConfig) -> Shapes {
-    let mut shapes = Shapes::new();
-    for (name, shape) in group_shapes(config) {
-        for prefix in PARTS_OF_STATE {
-            if name != FROZEN || prefix == PARTS_OF_STATE[0] {
-                shapes.insert(format!("{prefix}{name}"), shape.clone());
-            }
-        }
-    }
-    shapes.insert(STEP.to_owned(), vec![2]);
-    shapes
 }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use paris_model::batch::BatchSource;
 use paris_model::data::{Dataset, PrepareSettings, Source, prepare};
@@ -59,14 +60,16 @@ fn measure(archive: &Path, clusters: usize, seed: u64) -> (f64, f64) {
     let mut shards = Vec::new();
     for (cluster, label) in prepared.clusters.iter().zip(0..) {
         for shard in cluster.train.iter().chain(&cluster.held_out) {
-            shards.push((shard.load(folder.path()).unwrap(), label));
+            shards.push((shard.path(folder.path()), label));
         }
     }
-    let data = Dataset::from_shards(&shards, &HashedText { tokens: 2, width: 1 }).unwrap();
+    let data = Dataset::open(shards, Arc::new(HashedText { tokens: 2, width: 1 })).unwrap();
     let groups = groups(archive);
-    let caption = |index: usize| data.caption(index).unwrap();
+    let labels: Vec<u32> = (0..data.len()).map(|index| data.label(index).unwrap()).collect();
+    let captions: Vec<String> = (0..data.len()).map(|index| data.caption(index).unwrap().unwrap()).collect();
+    let caption = |index: usize| captions[index].as_str();
     let against = |of: &dyn Fn(usize) -> String| {
-        agreement(&data.labels().iter().enumerate().map(|(index, label)| (*label, of(index))).collect::<Vec<_>>())
+        agreement(&labels.iter().enumerate().map(|(index, label)| (*label, of(index))).collect::<Vec<_>>())
     };
     let by_group = against(&|index| groups[caption(index)].clone());
     let by_style = against(&|index| caption(index).split(" emoji ").nth(1).unwrap_or("plain").to_owned());
@@ -77,7 +80,7 @@ fn measure(archive: &Path, clusters: usize, seed: u64) -> (f64, f64) {
     );
     let cap = (data.len() as f64 / clusters as f64 * 1.3).ceil() as usize;
     for label in 0..clusters as u32 {
-        let members: Vec<_> = (0..data.len()).filter(|index| data.labels()[*index] == label).collect();
+        let members: Vec<_> = (0..data.len()).filter(|index| labels[*index] == label).collect();
         let mut counts: HashMap<&str, usize> = HashMap::new();
         members.iter().for_each(|index| *counts.entry(&groups[caption(*index)]).or_default() += 1);
         let mut counts: Vec<_> = counts.into_iter().collect();

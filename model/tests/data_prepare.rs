@@ -3,11 +3,12 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::Device;
 use paris_model::batch::BatchSource;
 use paris_model::data::{
-    Dataset, PrepareError, PrepareSettings, Prepared, Progress, Shard, Source, prepare, shard_hash,
+    Dataset, DatasetError, PrepareError, PrepareSettings, Prepared, Progress, Shard, Source, prepare, shard_hash,
 };
 use paris_model::distance::kernel_distance;
 use paris_model::features::{ColourAndEdges, ImageFeatures};
@@ -38,12 +39,12 @@ fn read_all(source: &Path) -> Vec<(image::RgbImage, String)> {
     samples
 }
 
-fn shards(folder: &Path, prepared: &Prepared, held_out: bool) -> Vec<(Vec<u8>, u32)> {
+fn shards(folder: &Path, prepared: &Prepared, held_out: bool) -> Vec<(PathBuf, u32)> {
     let clusters = prepared.clusters.iter().zip(0..);
     clusters
         .flat_map(|(cluster, label)| {
             let side = if held_out { &cluster.held_out } else { &cluster.train };
-            side.iter().map(move |shard| (shard.load(folder).unwrap(), label))
+            side.iter().map(move |shard| (shard.path(folder), label))
         })
         .collect()
 }
@@ -75,8 +76,8 @@ fn clusters_are_balanced_and_every_sample_is_in_exactly_one_shard() {
     }
     let (mut train, mut held_out) = (HashSet::new(), HashSet::new());
     for (side, pictures) in [(false, &mut train), (true, &mut held_out)] {
-        for (bytes, _) in shards(folder.path(), &prepared, side) {
-            let shard = Shard::read(&bytes).unwrap();
+        for (path, _) in shards(folder.path(), &prepared, side) {
+            let shard = Shard::read(&std::fs::read(path).unwrap()).unwrap();
             assert!(shard.len() <= 50);
             for (picture, caption) in shard.pixels().chunks_exact(32 * 32 * 3).zip(shard.captions()) {
                 *left.get_mut(&(picture.to_vec(), caption.clone())).expect("a sample of the source") -= 1;
@@ -169,11 +170,11 @@ fn batches_hold_what_the_shards_hold() {
     let folder = tempfile::tempdir().unwrap();
     let prepared = prepare_into(folder.path(), &settings());
     let shards = shards(folder.path(), &prepared, false);
-    let data = Dataset::from_shards(&shards, &TEXT).unwrap();
+    let data = Dataset::open(shards.clone(), Arc::new(TEXT)).unwrap();
     let samples = prepared.clusters.iter().flat_map(|cluster| &cluster.train).map(|shard| shard.samples).sum::<usize>();
     assert_eq!(data.len(), samples);
 
-    let first = Shard::read(&shards[0].0).unwrap();
+    let first = Shard::read(&std::fs::read(&shards[0].0).unwrap()).unwrap();
     let last = data.len() - 1;
     let batch = data.batch(&[last, 0, 0], &Device::Cpu).unwrap();
     assert_eq!(batch.images.dims(), [3, 3, 32, 32]);
@@ -185,13 +186,17 @@ fn batches_hold_what_the_shards_hold() {
     let back: Vec<u8> = image.iter().map(|value| ((value + 1.0) * 127.5).round() as u8).collect();
     assert_eq!(back, first.pixels()[..32 * 32 * 3]);
     assert!(image.iter().all(|value| (-1.0..=1.0).contains(value)));
-    assert_eq!(data.caption(0), Some(first.captions()[0].as_str()));
-    let direct = paris_model::text::TextEncoder::encode(&TEXT, &[data.caption(last).unwrap()], &Device::Cpu).unwrap();
+    assert_eq!(data.caption(0).unwrap().as_ref(), Some(&first.captions()[0]));
+    assert_eq!((data.label(last), data.label(data.len())), (Some(3), None));
+    let direct =
+        paris_model::text::TextEncoder::encode(&TEXT, &[&*data.caption(last).unwrap().unwrap()], &Device::Cpu).unwrap();
     let (drawn, direct) = (batch.text.tokens.get(0).unwrap(), direct.tokens.get(0).unwrap());
     assert_eq!(drawn.to_vec2::<f32>().unwrap(), direct.to_vec2::<f32>().unwrap());
     assert!(data.batch(&[data.len()], &Device::Cpu).is_err());
-    assert!(Dataset::from_shards(&[], &TEXT).is_err());
-    assert!(Dataset::from_shards(&[(b"garbage".to_vec(), 0)], &TEXT).is_err());
+    assert!(matches!(Dataset::open([], Arc::new(TEXT)), Err(DatasetError::Empty)));
+    let garbage = folder.path().join("garbage");
+    std::fs::write(&garbage, b"garbage").unwrap();
+    assert!(matches!(Dataset::open([(garbage, 0)], Arc::new(TEXT)), Err(DatasetError::Shard(_))));
 }
 
 #[test]
@@ -201,7 +206,7 @@ fn held_out_pictures_of_a_cluster_lie_nearer_its_training_pictures_than_those_of
     let features = |held_out: bool, label: u32| {
         let mut shards = shards(folder.path(), &prepared, held_out);
         shards.retain(|(_, own)| *own == label);
-        let data = Dataset::from_shards(&shards, &TEXT).unwrap();
+        let data = Dataset::open(shards.clone(), Arc::new(TEXT)).unwrap();
         let all: Vec<_> = (0..data.len()).collect();
         ColourAndEdges.extract(&data.batch(&all, &Device::Cpu).unwrap().images).unwrap()
     };

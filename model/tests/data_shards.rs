@@ -1,6 +1,8 @@
 //! Shards come from strangers: whole ones round-trip, anything else is an error and never a panic.
 
-use paris_model::data::{Shard, ShardError, shard_hash};
+use std::{fs, path::PathBuf};
+
+use paris_model::data::{Shard, ShardError, ShardFile, ShardFileError, shard_hash};
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
@@ -20,6 +22,44 @@ fn file(pixels: (Vec<usize>, &[u8]), captions: &[u8], ends: &[u32]) -> Vec<u8> {
     serialize(tensors, None).unwrap()
 }
 
+/// Bytes as a file.
+struct OnDisk {
+    _folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl OnDisk {
+    fn new(bytes: &[u8]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shard");
+        fs::write(&path, bytes).unwrap();
+        Self { _folder: folder, path }
+    }
+
+    fn open(&self) -> Result<ShardFile, ShardFileError> {
+        ShardFile::open(&self.path)
+    }
+}
+
+/// Reads bytes in memory and as a file, which must agree.
+fn read(bytes: &[u8]) -> Result<Shard, ShardError> {
+    let (in_memory, on_disk) = (Shard::read(bytes), OnDisk::new(bytes));
+    match (&in_memory, on_disk.open()) {
+        (Ok(shard), Ok(file)) => {
+            assert_eq!((file.len(), file.height(), file.width()), (shard.len(), shard.height(), shard.width()));
+            let mut pixels = Vec::new();
+            for (sample, picture) in shard.pixels().chunks(shard.height() * shard.width() * 3).enumerate() {
+                file.read_pixels(sample, &mut pixels).unwrap();
+                assert_eq!(pixels, picture);
+                assert_eq!(file.read_caption(sample).unwrap(), shard.captions()[sample]);
+            }
+        }
+        (Err(_), Err(ShardFileError::Broken { path, .. })) => assert_eq!(path, on_disk.path),
+        (in_memory, file) => panic!("in memory {in_memory:?}, as a file {file:?}"),
+    }
+    in_memory
+}
+
 #[test]
 fn the_bytes_are_the_same_on_every_machine() {
     let bytes = shard(&["a cat".into(), String::new(), "ein Bär".into()]).write().unwrap();
@@ -32,7 +72,7 @@ const GOLDEN: &str = "b043159161cd7394167027173b1a80a5984c7d3c8c3690f98cc41a35dc
 #[test]
 fn broken_layouts_are_refused() {
     let pixels = (vec![2, 1, 1, 3], &[0u8; 6][..]);
-    assert!(Shard::read(&file(pixels.clone(), b"abc", &[1, 3])).is_ok());
+    assert!(read(&file(pixels.clone(), b"abc", &[1, 3])).is_ok());
     let broken = [
         file(pixels.clone(), b"abc", &[1, 2]),
         file(pixels.clone(), b"abc", &[1, 4]),
@@ -43,15 +83,16 @@ fn broken_layouts_are_refused() {
         file(pixels, "€".as_bytes(), &[1, 3]),
         file((vec![2, 1, 3, 1], &[0; 6]), b"abc", &[1, 3]),
         file((vec![6], &[0; 6]), b"abc", &[1, 3]),
+        file((vec![1, 1, 1, 3], &[0; 3]), &[b'a'; 4097], &[4097]),
         file((vec![0, 1, 1, 3], &[]), b"", &[]),
         file((vec![1, 0, 1, 3], &[]), b"a", &[1]),
         file((vec![1, 1, 5000, 3], &[0; 15000]), b"a", &[1]),
     ];
     for bytes in broken {
-        assert!(Shard::read(&bytes).is_err());
+        assert!(read(&bytes).is_err());
     }
     let one = TensorView::new(Dtype::U8, vec![1], &[0]).unwrap();
-    assert!(Shard::read(&serialize([("pixels", one)], None).unwrap()).is_err());
+    assert!(read(&serialize([("pixels", one)], None).unwrap()).is_err());
 }
 
 #[test]
@@ -59,9 +100,36 @@ fn a_claimed_header_is_not_believed() {
     for claimed in [u64::MAX, 1 << 32, (1 << 20) + 1, 9] {
         let mut bytes = claimed.to_le_bytes().to_vec();
         bytes.extend([b'{'; 8]);
-        assert!(matches!(Shard::read(&bytes), Err(ShardError::Header { .. })), "{claimed}");
+        assert!(matches!(read(&bytes), Err(ShardError::Header { .. })), "{claimed}");
     }
-    assert!(matches!(Shard::read(&[]), Err(ShardError::Header { .. })));
+    assert!(matches!(read(&[]), Err(ShardError::Header { .. })));
+}
+
+/// Disks go, and files are changed under our feet.
+#[test]
+fn a_file_that_changes_after_it_was_opened_is_an_error_that_names_it() {
+    let bytes = shard(&["a cat".into(), "a dog".into()]).write().unwrap();
+    let mut changed = bytes.clone();
+    let dog = changed.windows(3).position(|word| word == b"dog").unwrap();
+    changed[dog] = 0xff;
+    let on_disk = OnDisk::new(&bytes);
+    let file = on_disk.open().unwrap();
+    let named = |error: ShardFileError| match error {
+        ShardFileError::Read { path, sample: 1, error } => {
+            assert_eq!(path, on_disk.path);
+            error.kind()
+        }
+        other => panic!("{other:?}"),
+    };
+    fs::write(&on_disk.path, &changed).unwrap();
+    assert_eq!(named(file.read_caption(1).unwrap_err()), std::io::ErrorKind::InvalidData);
+    fs::write(&on_disk.path, &bytes[..bytes.len() - 20]).unwrap();
+    assert_eq!(named(file.read_pixels(1, &mut Vec::new()).unwrap_err()), std::io::ErrorKind::UnexpectedEof);
+    fs::remove_file(&on_disk.path).unwrap();
+    assert_eq!(named(file.read_pixels(1, &mut Vec::new()).unwrap_err()), std::io::ErrorKind::NotFound);
+    assert!(matches!(file.read_pixels(2, &mut Vec::new()), Err(ShardFileError::Read { sample: 2, .. })));
+    assert!(matches!(file.read_caption(usize::MAX), Err(ShardFileError::Read { .. })));
+    assert!(matches!(on_disk.open(), Err(ShardFileError::Broken { .. })));
 }
 
 #[test]
@@ -69,6 +137,7 @@ fn samples_that_make_no_shard_are_refused() {
     assert!(Shard::new(2, 3, vec![], vec![]).is_err());
     assert!(Shard::new(0, 3, vec![], vec!["a".into()]).is_err());
     assert!(Shard::new(2, 3, vec![0; 17], vec!["a".into()]).is_err());
+    assert!(Shard::new(1, 1, vec![0; 3], vec!["a".repeat(4097)]).is_err());
     assert!(Shard::new(usize::MAX, usize::MAX, vec![0; 17], vec!["a".into()]).is_err());
 }
 
@@ -78,12 +147,12 @@ proptest! {
     #[test]
     fn shards_come_back_as_they_were_written(captions in prop::collection::vec(".{0,20}", 1..20)) {
         let shard = shard(&captions);
-        prop_assert_eq!(Shard::read(&shard.write().unwrap()).unwrap(), shard);
+        prop_assert_eq!(read(&shard.write().unwrap()).unwrap(), shard);
     }
 
     #[test]
     fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        let _ = Shard::read(&bytes);
+        let _ = read(&bytes);
     }
 
     #[test]
@@ -100,7 +169,7 @@ proptest! {
         if shorten {
             bytes.truncate(cut.index(bytes.len()));
         }
-        if let Ok(shard) = Shard::read(&bytes) {
+        if let Ok(shard) = read(&bytes) {
             prop_assert_eq!(shard.pixels().len(), shard.len() * shard.height() * shard.width() * 3);
             prop_assert_eq!(shard.captions().len(), shard.len());
         }
@@ -111,6 +180,6 @@ proptest! {
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
         bytes.extend(header.as_bytes());
         bytes.extend(body);
-        let _ = Shard::read(&bytes);
+        let _ = read(&bytes);
     }
 }

@@ -1,6 +1,9 @@
 //! What a run is for, end to end without the network, on the bundled pictures: experts learn their clusters, and their mixture draws.
 
-use std::path::Path;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use candle_core::{Device, Tensor};
 use paris_model::{
@@ -50,31 +53,30 @@ fn router() -> PartConfig {
     })
 }
 
-/// Pictures to train on and held out.
+/// Pictures to train on and held out, read from `folder`.
 struct Pictures {
     train: Dataset,
     held_out: Dataset,
 }
 
 /// The bundled pictures: of each cluster, and of all.
-fn pictures() -> (Vec<Pictures>, Pictures) {
+fn pictures(folder: &Path) -> (Vec<Pictures>, Pictures) {
     let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/emoji32-512.tar");
-    let folder = tempfile::tempdir().unwrap();
     let settings = PrepareSettings { clusters: CLUSTERS, size: SIDE as u32, ..PrepareSettings::default() };
     let source = Source::open(&archive).unwrap();
-    let prepared = prepare(&source, folder.path(), &settings, &ColourAndEdges, &mut |_| {}).unwrap();
-    let load = |shards: &[ShardInfo], label: u32| -> Vec<(Vec<u8>, u32)> {
-        shards.iter().map(|it| (it.load(folder.path()).unwrap(), label)).collect()
+    let prepared = prepare(&source, folder, &settings, &ColourAndEdges, &mut |_| {}).unwrap();
+    let files = |shards: &[ShardInfo], label: u32| -> Vec<(PathBuf, u32)> {
+        shards.iter().map(|it| (it.path(folder), label)).collect()
     };
-    let read = |shards: &[(Vec<u8>, u32)]| Dataset::from_shards(shards, &TEXT).unwrap();
+    let open = |shards: &[(PathBuf, u32)]| Dataset::open(shards.to_vec(), Arc::new(TEXT)).unwrap();
     let (mut clusters, mut all_train, mut all_held_out) = (Vec::new(), Vec::new(), Vec::new());
     for (cluster, label) in prepared.clusters.iter().zip(0..) {
-        let (train, held_out) = (load(&cluster.train, label), load(&cluster.held_out, label));
-        clusters.push(Pictures { train: read(&train), held_out: read(&held_out) });
+        let (train, held_out) = (files(&cluster.train, label), files(&cluster.held_out, label));
+        clusters.push(Pictures { train: open(&train), held_out: open(&held_out) });
         all_train.extend(train);
         all_held_out.extend(held_out);
     }
-    (clusters, Pictures { train: read(&all_train), held_out: read(&all_held_out) })
+    (clusters, Pictures { train: open(&all_train), held_out: open(&all_held_out) })
 }
 
 fn trainer(config: PartConfig) -> Trainer {
@@ -103,7 +105,8 @@ fn mixture(experts: &[Trainer], router: &Trainer) -> Mixture {
 
 #[test]
 fn experts_learn_their_clusters_and_their_mixture_draws_pictures_like_the_held_out_ones() {
-    let (clusters, all) = pictures();
+    let folder = tempfile::tempdir().unwrap();
+    let (clusters, all) = pictures(folder.path());
     let mut experts: Vec<Trainer> = (0..CLUSTERS).map(|_| trainer(expert())).collect();
     let mut router = trainer(router());
     let untrained = mixture(&experts, &router);
@@ -132,7 +135,8 @@ fn experts_learn_their_clusters_and_their_mixture_draws_pictures_like_the_held_o
     }
     let indices: Vec<usize> = (0..all.held_out.len()).collect();
     let real = all.held_out.batch(&indices, &Device::Cpu).unwrap().images;
-    let captions: Vec<&str> = indices.iter().filter_map(|index| all.held_out.caption(*index)).collect();
+    let captions: Vec<String> = indices.iter().filter_map(|index| all.held_out.caption(*index).unwrap()).collect();
+    let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
     let settings =
         SampleSettings { steps: 12, guidance: 2.0, routing: Routing::Top(2), reroute: Reroute::EveryStep, seed: 1 };
     let distance = |mixture: &Mixture| {

@@ -4,6 +4,7 @@ use candle_core::{Device, Result, Tensor};
 use paris_model::{
     batch::{Batch, BatchSource, Text},
     config::{ExpertConfig, PartConfig, RouterConfig},
+    draw::DrawError,
     random::Stream,
     trainer::{TrainError, TrainSettings, Trainer},
 };
@@ -160,7 +161,7 @@ fn a_step_that_fails_changes_nothing() {
     let before = trainer.state().unwrap();
     assert!(matches!(trainer.step(&Broken), Err(TrainError::NotFinite { step: 3, .. })));
     assert_eq!(trainer.state().unwrap(), before);
-    assert!(matches!(trainer.step(&Shades(0)), Err(TrainError::NoSamples)));
+    assert!(matches!(trainer.step(&Shades(0)), Err(TrainError::Draw(DrawError::NoSamples))));
 }
 
 /// The twin reads no captions, so the gradient of what does is checked by differences.

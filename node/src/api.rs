@@ -3,12 +3,12 @@
 //! HTTP on loopback. The port is the system's choice and stands, with a token that every call must bring, in `api.json`, which only the
 //! operator may read; so nobody else on the machine can use it, and no web page can.
 
-use std::{net::SocketAddr, path::Path};
+use std::net::SocketAddr;
 
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{Request, State},
+    extract::{Path, Request, State},
     http::{
         Method, StatusCode,
         header::{AUTHORIZATION, HOST},
@@ -22,6 +22,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    history::{PartHistory, thinned},
     runtime::{Assembly, NodeError, NodeHandle},
     status::Status,
     store::{DataDir, write_private},
@@ -29,6 +30,8 @@ use crate::{
 
 /// The longest answer that is read, bytes.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Intervals of a history that are served at most; the older are merged.
+const HISTORY_LINES_MAX: usize = 2000;
 
 /// What `api.json` holds.
 #[derive(Serialize, Deserialize)]
@@ -60,6 +63,7 @@ pub async fn serve(dir: &DataDir, handle: NodeHandle) -> Result<(), ApiError> {
         .route("/status", get(status))
         .route("/manifest", get(manifest))
         .route("/assembly", post(assembly))
+        .route("/v1/history/{part}", get(history))
         .layer(middleware::from_fn_with_state(expected, require_token))
         .with_state(handle);
     tokio::spawn(async move {
@@ -75,7 +79,7 @@ pub fn close(dir: &DataDir) {
     remove(&dir.api_path());
 }
 
-fn remove(path: &Path) {
+fn remove(path: &std::path::Path) {
     if let Err(error) = std::fs::remove_file(path)
         && error.kind() != std::io::ErrorKind::NotFound
     {
@@ -102,6 +106,20 @@ async fn manifest(State(handle): State<NodeHandle>) -> Json<String> {
 
 async fn assembly(State(handle): State<NodeHandle>) -> Result<Json<Assembly>, Stopped> {
     Ok(Json(handle.assembly().await?))
+}
+
+/// A part's history, thinned to what a page can show; empty for a part that was never trained here.
+async fn history(State(handle): State<NodeHandle>, Path(part): Path<String>) -> Result<Json<PartHistory>, StatusCode> {
+    // A name that is none could lead out of the folder.
+    if !part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return Err(StatusCode::NOT_FOUND);
+    }
+    let history = handle.history().clone();
+    let lines = tokio::task::spawn_blocking(move || Ok::<_, std::io::Error>((history.lines(&part)?, part))).await;
+    match lines {
+        Ok(Ok((lines, part))) => Ok(Json(PartHistory::new(part, thinned(lines, HISTORY_LINES_MAX)))),
+        Ok(Err(_)) | Err(_) => Err(StatusCode::INTERNAL_SERVER_ERROR),
+    }
 }
 
 /// A node that is stopping answers nothing else.
@@ -141,6 +159,11 @@ impl Client {
     /// The run's manifest, as its bytes in hexadecimal.
     pub async fn manifest_hex(&self) -> Result<String, ApiError> {
         self.call(Method::GET, "/manifest").await
+    }
+
+    /// How the training of a part went on the node's machine.
+    pub async fn history(&self, part: &str) -> Result<PartHistory, ApiError> {
+        self.call(Method::GET, &format!("/v1/history/{part}")).await
     }
 
     /// The mixture as far as the node has it; see [`NodeHandle::assembly`].

@@ -11,7 +11,7 @@ use paris_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::store::HeldOutLoss;
+use crate::{history::summary::Summary, store::HeldOutLoss};
 
 /// A node's view of its run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -64,6 +64,8 @@ pub struct PartStatus {
     /// The best checkpoint whose weights are here: what a picture would be drawn with now. Behind `checkpoint` while a newer one is being
     /// fetched, or where this node does not keep the part.
     pub held: Option<CheckpointStatus>,
+    /// How training went on this machine, if the part is or was trained here.
+    pub training: Option<Summary>,
 }
 
 /// A checkpoint, as this node sees it.
@@ -101,6 +103,7 @@ impl PartStatus {
             held_out_loss: None,
             checkpoint: None,
             held: None,
+            training: None,
         }
     }
 }
@@ -127,7 +130,7 @@ impl CheckpointStatus {
 
 impl Status {
     /// The version of the structure.
-    pub const VERSION: u32 = 2;
+    pub const VERSION: u32 = 3;
 }
 
 impl Display for Status {
@@ -151,6 +154,13 @@ impl Display for Status {
                 writeln!(f, "\n{owned} of {} parts have a live owner; this node's own (*): {mine}.", self.parts.len())?
             }
             false => writeln!(f, "\nWho owns a part now shows once the node runs: paris-node run")?,
+        }
+        let trained = self.parts.iter().filter_map(|part| Some((&part.part, part.training.as_ref()?)));
+        for (number, (part, training)) in trained.enumerate() {
+            if number == 0 {
+                writeln!(f, "\nTrained on this machine (paris-node history PART shows more):")?;
+            }
+            writeln!(f, "  {part:<10} {training}")?;
         }
         if let Some(ticket) = &self.ticket {
             writeln!(f, "To join from another machine: paris-node join {ticket}")?;

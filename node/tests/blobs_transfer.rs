@@ -303,3 +303,31 @@ async fn a_damaged_blob_is_replaced_by_a_fetch_and_stays_whole() {
     let blobs = Blobs::start(config(2, directory.path())).await.unwrap();
     assert!(blobs.bytes(stored.hash, 1 << 20).await.unwrap() == data, "also after a new start");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blobs_file_is_the_stores_own_and_a_tiny_ones_a_copy_and_both_are_checked() {
+    let ((provider, _a), (fetcher, directory)) = (start(1).await, start(2).await);
+    fetcher.learn(id(1), provider.addresses());
+    let copies = directory.path().join("copies");
+    let store = directory.path().join("blobs");
+    for (size, is_copied) in [(300_000, false), (16 << 10, true), (1, true)] {
+        let data = noise(0, size);
+        let hash = provider.add_bytes("blob", data.clone()).await.unwrap().hash;
+        assert!(matches!(fetcher.file(hash, &copies).await, Err(BlobsError::Missing { .. })));
+        fetcher.fetch(request(hash, size, &[1])).await.unwrap();
+        let path = fetcher.file(hash, &copies).await.unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), data);
+        assert!(path.starts_with(if is_copied { &copies } else { &store }), "{} bytes at {}", size, path.display());
+        if is_copied {
+            // A copy that was damaged is made anew.
+            std::fs::write(&path, b"other").unwrap();
+            assert_eq!(std::fs::read(fetcher.file(hash, &copies).await.unwrap()).unwrap(), data);
+            continue;
+        }
+        std::fs::write(&path, noise(1, size)).unwrap();
+        assert!(matches!(fetcher.file(hash, &copies).await, Err(BlobsError::Corrupt { .. })));
+        assert!(!fetcher.has(hash).await.unwrap());
+        fetcher.fetch(request(hash, size, &[1])).await.unwrap();
+        assert_eq!(std::fs::read(fetcher.file(hash, &copies).await.unwrap()).unwrap(), data);
+    }
+}

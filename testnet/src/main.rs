@@ -3,11 +3,13 @@
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use mimalloc::MiMalloc;
+use paris_node::memory::Counting;
 use paris_testnet::{demo::Demo, process::NODE, sim::Sim};
 
 /// The same allocator as the node's: child processes are this program.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Counting<MiMalloc> = Counting(MiMalloc);
 
 /// Many Paris nodes on one machine, each a process of its own.
 #[derive(Parser)]

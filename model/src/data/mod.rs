@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The first four steps run once, where an organiser prepares a run ([`prepare()`]); the shards they leave are named by
-//! their BLAKE3 hash and travel the network; [`Dataset`] reads them again on every machine that trains.
+//! their BLAKE3 hash and travel the network; [`Dataset`] reads them, sample by sample, on every machine that trains.
 
 pub mod dataset;
 pub mod kmeans;
@@ -15,11 +15,15 @@ pub mod shard;
 pub mod source;
 
 mod archive;
+mod caption_cache;
 mod folder;
 mod picture;
+mod shard_file;
 
+pub use caption_cache::CAPTION_CACHE_BYTES_MAX;
 pub use dataset::{Dataset, DatasetError};
 pub use prepare::{PrepareError, Progress, prepare};
 pub use prepared::{ClusterShards, PrepareSettings, Prepared, ShardInfo};
 pub use shard::{Shard, ShardError, shard_hash};
+pub use shard_file::{ShardFile, ShardFileError};
 pub use source::{Sample, Skipped, Source, SourceError};

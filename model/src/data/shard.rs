@@ -2,13 +2,22 @@
 //!
 //! The file is safetensors without metadata, so its bytes follow from the samples alone, and holds three tensors:
 //! `pixels` u8 `[n, height, width, 3]`, `captions` u8 `[bytes]` (UTF-8, one after the other) and `caption_ends` u32 `[n]`
-//! (where each caption ends in `captions`). Shards come from strangers: [`Shard::read`] checks every size before it trusts it.
-//! It doesn't check the hash; whoever fetched the bytes compares [`shard_hash`] with the name that the run manifest gives.
+//! (where each caption ends in `captions`). Shards come from strangers: every size is checked before it is trusted. The hash isn't
+//! checked here; whoever fetched the bytes compares [`shard_hash`] with the name that the run manifest gives.
+//!
+//! [`Shard`] is one in memory, as an organiser makes it; training reads from a [`ShardFile`](super::ShardFile).
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+use std::{io::Read, ops::Range};
 
-/// Largest header that [`Shard::read`] parses, in bytes. A real one takes about 200.
+use safetensors::{
+    SafeTensorError,
+    tensor::{Dtype, Metadata, TensorView, serialize},
+};
+
+/// Largest header that is parsed, in bytes. A real one takes about 200.
 pub const HEADER_BYTES_MAX: usize = 1 << 20;
+/// Longest caption in a shard, in bytes.
+pub const CAPTION_BYTES_MAX: usize = 4096;
 /// Most samples that one shard holds.
 pub const SAMPLES_MAX: usize = 1 << 20;
 /// Largest height or width of a picture in a shard, in pixels.
@@ -29,17 +38,20 @@ pub enum ShardError {
         /// Header bytes that the file claims.
         claimed: u64,
         /// Bytes of the whole file.
-        available: usize,
+        available: u64,
     },
     /// The safetensors frame is malformed.
     #[error("not a shard: {0}")]
-    Frame(#[from] safetensors::SafeTensorError),
+    Frame(#[from] SafeTensorError),
     /// A tensor is missing, has another type or shape, or there is one too many.
     #[error("not a shard: {0}")]
     Layout(String),
-    /// A caption's bounds don't ascend within the caption bytes, or it is no UTF-8.
+    /// A caption's bounds don't ascend within the caption bytes, or it is too long or no UTF-8.
     #[error("shard with a broken caption at sample {0}")]
     Caption(usize),
+    /// The bytes can't be read.
+    #[error("the shard can't be read: {0}")]
+    Io(#[from] std::io::Error),
     /// Samples that can't stand in one shard.
     #[error("can't write this shard: {0}")]
     Samples(String),
@@ -66,6 +78,12 @@ impl Shard {
         let expected = captions.len() * height * width * 3;
         if pixels.len() != expected {
             return Err(ShardError::Samples(format!("{} pixel bytes where {expected} are needed", pixels.len())));
+        }
+        if let Some(long) = captions.iter().find(|caption| caption.len() > CAPTION_BYTES_MAX) {
+            let bytes = long.len();
+            return Err(ShardError::Samples(format!(
+                "a caption of {bytes} bytes where {CAPTION_BYTES_MAX} are allowed"
+            )));
         }
         Ok(Self { height, width, pixels, captions })
     }
@@ -117,33 +135,87 @@ impl Shard {
 
     /// Reads a shard from bytes that anyone may have made.
     pub fn read(bytes: &[u8]) -> Result<Self, ShardError> {
-        let claimed = bytes.first_chunk::<8>().map_or(u64::MAX, |head| u64::from_le_bytes(*head));
-        if claimed > HEADER_BYTES_MAX as u64 || claimed > bytes.len() as u64 - 8 {
-            return Err(ShardError::Header { claimed, available: bytes.len() });
+        let layout = Layout::read(bytes, bytes.len() as u64)?;
+        let part = |range: Range<u64>| &bytes[range.start as usize..range.end as usize];
+        let ends = caption_ends(part(layout.caption_ends()), layout.captions.end - layout.captions.start)?;
+        let mut text = part(layout.captions);
+        let mut captions = Vec::with_capacity(ends.len());
+        read_captions(&mut text, &ends, |caption| captions.push(caption.to_owned()))?;
+        Ok(Self { height: layout.height, width: layout.width, pixels: part(layout.pixels).to_vec(), captions })
+    }
+}
+
+/// Where a shard's tensors lie in its file: offsets from its beginning, bytes, all within its length.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub(super) samples: usize,
+    pub(super) height: usize,
+    pub(super) width: usize,
+    pub(super) pixels: Range<u64>,
+    pub(super) captions: Range<u64>,
+    caption_ends: u64,
+}
+
+impl Layout {
+    /// Reads the header from a file's beginning, and checks that a file of `length` bytes holds exactly what it says.
+    pub(super) fn read(mut file: impl Read, length: u64) -> Result<Self, ShardError> {
+        let mut head = [0; 8];
+        let claimed =
+            if length < 8 { u64::MAX } else { file.read_exact(&mut head).map(|()| u64::from_le_bytes(head))? };
+        if claimed > HEADER_BYTES_MAX as u64 || claimed > length - 8 {
+            return Err(ShardError::Header { claimed, available: length });
         }
-        let file = SafeTensors::deserialize(bytes)?;
-        if file.len() != 3 {
-            return Err(ShardError::Layout(format!("{} tensors instead of 3", file.len())));
+        let mut header = vec![0; claimed as usize];
+        file.read_exact(&mut header)?;
+        let header: Metadata =
+            serde_json::from_slice(&header).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
+        let start = 8 + claimed;
+        if start + header.data_len() as u64 != length {
+            return Err(SafeTensorError::MetadataIncompleteBuffer.into());
         }
-        let pixels = tensor(&file, PIXELS, Dtype::U8)?;
-        let &[n, height, width, 3] = pixels.shape() else {
+        let tensors = header.tensors().len();
+        if tensors != 3 {
+            return Err(ShardError::Layout(format!("{tensors} tensors instead of 3")));
+        }
+        let pixels = tensor(&header, start, PIXELS, Dtype::U8)?;
+        let &[samples, height, width, 3] = pixels.shape else {
             return Err(ShardError::Layout(format!(
                 "pixels of shape {:?} instead of [n, height, width, 3]",
-                pixels.shape()
+                pixels.shape
             )));
         };
-        check_extent(n, height, width).map_err(ShardError::Layout)?;
-        let ends = tensor(&file, CAPTION_ENDS, Dtype::U32)?;
-        let text = tensor(&file, CAPTIONS, Dtype::U8)?;
-        if ends.shape() != [n] || text.shape().len() != 1 {
+        check_extent(samples, height, width).map_err(ShardError::Layout)?;
+        let ends = tensor(&header, start, CAPTION_ENDS, Dtype::U32)?;
+        let text = tensor(&header, start, CAPTIONS, Dtype::U8)?;
+        if *ends.shape != [samples] || text.shape.len() != 1 {
             return Err(ShardError::Layout(format!(
-                "captions {:?} with ends {:?} for {n} pictures",
-                text.shape(),
-                ends.shape()
+                "captions {:?} with ends {:?} for {samples} pictures",
+                text.shape, ends.shape
             )));
         }
-        Ok(Self { height, width, pixels: pixels.data().to_vec(), captions: captions(text.data(), ends.data())? })
+        let caption_ends = ends.at.start;
+        Ok(Self { samples, height, width, pixels: pixels.at, captions: text.at, caption_ends })
     }
+
+    /// Where the ends of the captions lie, four bytes each.
+    pub(super) fn caption_ends(&self) -> Range<u64> {
+        self.caption_ends..self.caption_ends + 4 * self.samples as u64
+    }
+}
+
+/// A tensor as the header describes it.
+struct Described<'a> {
+    shape: &'a [usize],
+    at: Range<u64>,
+}
+
+fn tensor<'a>(header: &'a Metadata, start: u64, name: &str, dtype: Dtype) -> Result<Described<'a>, ShardError> {
+    let info = header.info(name).ok_or_else(|| SafeTensorError::TensorNotFound(name.to_owned()))?;
+    if info.dtype != dtype {
+        return Err(ShardError::Layout(format!("{name} holds {:?} instead of {dtype:?}", info.dtype)));
+    }
+    let (from, to) = info.data_offsets;
+    Ok(Described { shape: &info.shape, at: start + from as u64..start + to as u64 })
 }
 
 /// Refuses extents whose product could overflow, or that no shard has.
@@ -157,26 +229,31 @@ fn check_extent(n: usize, height: usize, width: usize) -> Result<(), String> {
     Ok(())
 }
 
-fn tensor<'a>(file: &SafeTensors<'a>, name: &str, dtype: Dtype) -> Result<TensorView<'a>, ShardError> {
-    let view = file.tensor(name)?;
-    if view.dtype() != dtype {
-        return Err(ShardError::Layout(format!("{name} holds {:?} instead of {dtype:?}", view.dtype())));
+/// The ends of the captions from their bytes (little-endian u32): they ascend up to exactly `text_bytes`, by no more than a caption may have.
+pub(super) fn caption_ends(bytes: &[u8], text_bytes: u64) -> Result<Vec<u32>, ShardError> {
+    let ends: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|end| u32::from_le_bytes(*end)).collect();
+    let mut start = 0;
+    for (sample, end) in ends.iter().enumerate() {
+        let fits = *end >= start && (end - start) as usize <= CAPTION_BYTES_MAX && u64::from(*end) <= text_bytes;
+        if !fits {
+            return Err(ShardError::Caption(sample));
+        }
+        start = *end;
     }
-    Ok(view)
+    match text_bytes - u64::from(start) {
+        0 => Ok(ends),
+        rest => Err(ShardError::Layout(format!("{rest} caption bytes belong to no sample"))),
+    }
 }
 
-/// Cuts the joined caption bytes at `ends` (little-endian u32), which must ascend up to exactly the last byte.
-fn captions(text: &[u8], ends: &[u8]) -> Result<Vec<String>, ShardError> {
-    let mut captions = Vec::with_capacity(ends.len() / 4);
-    let mut start = 0;
-    for end in ends.as_chunks::<4>().0 {
-        let end = u32::from_le_bytes(*end) as usize;
-        let caption = text.get(start..end).and_then(|bytes| std::str::from_utf8(bytes).ok());
-        captions.push(caption.ok_or(ShardError::Caption(captions.len()))?.to_owned());
-        start = end;
+/// Hands the captions that end at `ends` on, one after the other; each must be UTF-8.
+pub(super) fn read_captions(text: &mut impl Read, ends: &[u32], mut visit: impl FnMut(&str)) -> Result<(), ShardError> {
+    let (mut start, mut caption) = (0, Vec::new());
+    for (sample, end) in ends.iter().enumerate() {
+        caption.resize((end - start) as usize, 0);
+        text.read_exact(&mut caption)?;
+        visit(std::str::from_utf8(&caption).map_err(|_| ShardError::Caption(sample))?);
+        start = *end;
     }
-    if start != text.len() {
-        return Err(ShardError::Layout(format!("{} caption bytes belong to no sample", text.len() - start)));
-    }
-    Ok(captions)
+    Ok(())
 }

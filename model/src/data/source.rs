@@ -6,10 +6,8 @@ use std::path::{Path, PathBuf};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use super::{archive, folder, picture};
+use super::{archive, folder, picture, shard::CAPTION_BYTES_MAX};
 
-/// Longest caption that is kept whole, in bytes. A longer one is cut at a character boundary.
-pub const CAPTION_BYTES_MAX: usize = 4096;
 /// Largest caption file (`.txt`, `.json`) or line of `metadata.jsonl` that is read, in bytes.
 pub(super) const CAPTION_FILE_BYTES_MAX: u64 = 1 << 20;
 /// How many reasons [`Skipped`] keeps.
@@ -52,7 +50,7 @@ pub struct Sample {
     pub name: String,
     /// The picture, scaled to the square of the run.
     pub picture: RgbImage,
-    /// What it shows: not empty, without white space around it, at most [`CAPTION_BYTES_MAX`].
+    /// What it shows: not empty, without white space around it, at most [`CAPTION_BYTES_MAX`] (a longer one was cut).
     pub caption: String,
 }
 

@@ -8,11 +8,12 @@ use std::{
 use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Result, Tensor, Var, backprop::GradStore};
 use rayon::prelude::*;
 
-use super::{BETA1, BETA2, EPSILON, Failure, GroupState, Schedule, Update, of_group};
+use super::{BETA1, BETA2, EPSILON, Failure, Schedule, Update, numbers};
 use crate::{
     fused::{sum, vectorised},
-    host::{numbers, with_numbers},
+    host::{self, with_numbers},
     parameters::Parameters,
+    state::{Kind, Source, State},
 };
 
 /// AdamW over groups of parameters. No weight decay, as in DiT.
@@ -83,27 +84,23 @@ impl AdamW {
         Ok(())
     }
 
-    pub(super) fn state(&self) -> Result<BTreeMap<String, GroupState>> {
-        let tensor = |numbers: &[f32]| Tensor::from_slice(numbers, numbers.len(), &Device::Cpu);
-        let state = |group: &Group| -> Result<GroupState> {
-            Ok(GroupState {
-                parameter: group.variable.as_detached_tensor(),
-                average: tensor(&group.numbers.average)?,
-                first: tensor(&group.numbers.first)?,
-                second: tensor(&group.numbers.second)?,
-            })
-        };
-        self.groups.iter().map(|(name, group)| Ok((name.clone(), state(group)?))).collect()
+    pub(super) fn state(&self) -> Result<BTreeMap<String, Source<'_>>> {
+        let mut state = BTreeMap::new();
+        for (name, group) in &self.groups {
+            let Numbers { first, second, average } = &group.numbers;
+            state.insert(Kind::Parameter.of(name), Source::Tensor(group.variable.as_detached_tensor()));
+            state.insert(Kind::Average.of(name), Source::Numbers(average));
+            state.insert(Kind::FirstMoment.of(name), Source::Numbers(first));
+            state.insert(Kind::SecondMoment.of(name), Source::Numbers(second));
+        }
+        Ok(state)
     }
 
-    pub(super) fn restore(&mut self, state: &BTreeMap<String, GroupState>) -> Result<()> {
+    pub(super) fn restore(&mut self, state: &State) -> Result<()> {
         for (name, group) in &mut self.groups {
-            let state = of_group(state, name)?;
-            group.numbers = Numbers {
-                first: state.first.to_vec1()?,
-                second: state.second.to_vec1()?,
-                average: state.average.to_vec1()?,
-            };
+            let of_kind = |kind| numbers(state, kind, name, group.variable.elem_count());
+            let (first, second) = (of_kind(Kind::FirstMoment)?.to_vec(), of_kind(Kind::SecondMoment)?.to_vec());
+            group.numbers = Numbers { first, second, average: of_kind(Kind::Average)?.to_vec() };
         }
         Ok(())
     }
@@ -183,7 +180,7 @@ impl InplaceOp2 for UpdateGroup<'_> {
     }
 
     fn cpu_fwd(&self, value: &mut CpuStorage, value_at: &Layout, gradient: &CpuStorage, at: &Layout) -> Result<()> {
-        let gradient = numbers(gradient, at)?;
+        let gradient = host::numbers(gradient, at)?;
         let (CpuStorage::F32(values), Some((start, end))) = (value, value_at.contiguous_offsets()) else {
             candle_core::bail!("a variable is a contiguous f32 tensor");
         };
@@ -240,7 +237,7 @@ mod tests {
         for (value, torch) in values.iter().zip([0.701_586_3, -1.700_623_4]) {
             assert!((value - torch).abs() < 1e-5, "{values:?}");
         }
-        let found = optimizer.state().unwrap()["w"].average.to_vec1::<f32>().unwrap();
+        let found = &optimizer.groups["w"].numbers.average;
         assert!(found.iter().zip(average).all(|(found, expected)| (found - expected).abs() < 1e-6), "{found:?}");
     }
 

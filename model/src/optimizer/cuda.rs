@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor, Var, backprop::GradStore};
 
-use super::{Failure, GroupState, Schedule, of_group};
+use super::{Failure, Schedule, numbers};
 use crate::{
     cuda::{ADAMW, Gpu, Spread, address, size, suffix},
     parameters::{FROZEN, Parameters},
+    state::{Kind, Source, State},
 };
 
 /// Numbers that a block works on, as in the kernels.
@@ -157,41 +158,34 @@ impl AdamW {
         Ok(())
     }
 
-    pub(super) fn state(&self) -> Result<BTreeMap<String, GroupState>> {
-        // Each buffer crosses once and whole: candle copies all of a tensor's memory even for a part of it.
-        let host = |tensor: &Tensor| tensor.to_device(&Device::Cpu);
-        let (weights, average) = (host(&self.weights)?, host(&self.average)?);
-        let (first, second) = (host(&self.first)?, host(&self.second)?);
+    pub(super) fn state(&self) -> Result<BTreeMap<String, Source<'_>>> {
+        let buffers = [
+            (Kind::Parameter, &self.weights),
+            (Kind::Average, &self.average),
+            (Kind::FirstMoment, &self.first),
+            (Kind::SecondMoment, &self.second),
+        ];
         let mut state = BTreeMap::new();
-        for (name, start, length) in &self.groups {
-            let part = |tensor: &Tensor| tensor.narrow(0, *start, *length);
-            let group = GroupState {
-                parameter: part(&weights)?,
-                average: part(&average)?,
-                first: part(&first)?,
-                second: part(&second)?,
-            };
-            state.insert(name.clone(), group);
+        for (kind, buffer) in buffers {
+            // Each buffer crosses once and whole: candle copies all of a tensor's memory even for a part of it.
+            let buffer = buffer.to_device(&Device::Cpu)?;
+            for (name, start, length) in &self.groups {
+                state.insert(kind.of(name), Source::Tensor(buffer.narrow(0, *start, *length)?));
+            }
         }
         Ok(state)
     }
 
-    pub(super) fn restore(&mut self, state: &BTreeMap<String, GroupState>) -> Result<()> {
-        let (mut average, mut first, mut second) = (Vec::new(), Vec::new(), Vec::new());
-        for (name, _, length) in &self.groups {
-            let state = of_group(state, name)?;
-            for (tensor, into) in
-                [(&state.average, &mut average), (&state.first, &mut first), (&state.second, &mut second)]
-            {
-                if tensor.dims() != [*length] {
-                    candle_core::bail!("the optimiser's state of {name} is {tensor:?}, not of {length} numbers");
-                }
-                into.push(tensor.clone());
+    pub(super) fn restore(&mut self, state: &State) -> Result<()> {
+        let whole = |kind| {
+            let mut whole = Vec::new();
+            for (name, _, length) in &self.groups {
+                whole.extend_from_slice(numbers(state, kind, name, *length)?);
             }
-        }
-        let device = self.weights.device();
-        let whole = |parts: Vec<Tensor>| Tensor::cat(&parts, 0)?.to_device(device);
-        (self.average, self.first, self.second) = (whole(average)?, whole(first)?, whole(second)?);
+            Tensor::from_slice(&whole, whole.len(), self.weights.device())
+        };
+        (self.average, self.first, self.second) =
+            (whole(Kind::Average)?, whole(Kind::FirstMoment)?, whole(Kind::SecondMoment)?);
         Ok(())
     }
 

@@ -11,7 +11,10 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor, backprop::GradStore};
 
-use crate::parameters::Parameters;
+use crate::{
+    parameters::Parameters,
+    state::{Kind, Source, State},
+};
 
 /// Decay of the mean of gradients.
 const BETA1: f64 = 0.9;
@@ -66,18 +69,6 @@ pub struct Failure {
     pub loss: f32,
     /// Its gradients' global norm before clipping.
     pub gradient_norm: f32,
-}
-
-/// What is known of one group of parameters: four flat f32 tensors of equal length, in the host's memory.
-pub struct GroupState {
-    /// The weights.
-    pub parameter: Tensor,
-    /// The averaged weights.
-    pub average: Tensor,
-    /// The running mean of the gradients.
-    pub first: Tensor,
-    /// The running mean of their squares.
-    pub second: Tensor,
 }
 
 /// The optimiser of a part's parameters, on the device where they are.
@@ -142,8 +133,8 @@ impl Optimizer {
         on_device!(&mut self.0, it => it.forget_failure())
     }
 
-    /// Everything by group, to be saved.
-    pub fn state(&self) -> Result<BTreeMap<String, GroupState>> {
+    /// Everything that is to be saved, by [`Kind::of`](crate::state::Kind::of) its group.
+    pub(crate) fn state(&self) -> Result<BTreeMap<String, Source<'_>>> {
         on_device!(&self.0, it => it.state())
     }
 
@@ -151,7 +142,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// If a group is missing.
-    pub fn restore(&mut self, state: &BTreeMap<String, GroupState>) -> Result<()> {
+    pub fn restore(&mut self, state: &State) -> Result<()> {
         on_device!(&mut self.0, it => it.restore(state))
     }
 
@@ -161,10 +152,11 @@ impl Optimizer {
     }
 }
 
-/// The state of a group, which must be there.
-fn of_group<'a>(state: &'a BTreeMap<String, GroupState>, name: &str) -> Result<&'a GroupState> {
-    match state.get(name) {
-        Some(state) => Ok(state),
-        None => candle_core::bail!("the optimiser's state lacks {name}"),
+/// A group's numbers of a kind, which must be there and as many as expected.
+fn numbers<'a>(state: &'a State, kind: Kind, group: &str, length: usize) -> Result<&'a [f32]> {
+    let numbers = state.numbers(kind, group).map_err(candle_core::Error::wrap)?;
+    if numbers.len() != length {
+        candle_core::bail!("the state's {} has {} numbers, not {length}", kind.of(group), numbers.len());
     }
+    Ok(numbers)
 }

@@ -31,7 +31,7 @@ use iroh_blobs::api::blobs::BlobStatus;
 use iroh_blobs::api::{Store, TempTag};
 use iroh_blobs::store::GcConfig;
 use iroh_blobs::store::fs::FsStore;
-use iroh_blobs::store::fs::options::Options;
+use iroh_blobs::store::fs::options::{InlineOptions, Options, PathOptions};
 use iroh_blobs::{BlobsProtocol, Hash};
 use paris_protocol::identity::NodeId;
 
@@ -92,6 +92,7 @@ pub struct Blobs {
     lookup: MemoryLookup,
     router: Router,
     store: Store,
+    paths: Arc<PathOptions>,
     pins: Arc<Pins>,
     /// Blobs that the store calls complete and whose bytes are not what their names say.
     damaged: Arc<Mutex<HashSet<Hash>>>,
@@ -106,7 +107,7 @@ impl Blobs {
     /// The directory cannot be used (or another process uses it), or an address cannot be bound.
     pub async fn start(config: BlobsConfig) -> Result<Self, BlobsError> {
         let pins = Arc::new(Pins::default());
-        let store = open(&config, &pins).await?;
+        let (store, paths) = open(&config, &pins).await?;
         let lookup = MemoryLookup::new();
         let endpoint = match bind(&config, lookup.clone()).await {
             Ok(endpoint) => endpoint,
@@ -118,8 +119,8 @@ impl Blobs {
         let protocol = BlobsProtocol::new(&store, Some(gate::limits()));
         let router = Router::builder(endpoint.clone()).accept(iroh_blobs::ALPN, protocol).spawn();
         let (stall_timeout, connect_timeout) = (config.stall_timeout, config.connect_timeout);
-        let damaged = Arc::default();
-        Ok(Self { endpoint, lookup, router, store, pins, damaged, stall_timeout, connect_timeout })
+        let (paths, damaged) = (Arc::new(paths), Arc::default());
+        Ok(Self { endpoint, lookup, router, store, paths, pins, damaged, stall_timeout, connect_timeout })
     }
 
     /// Stores bytes under `tag`, which replaces what the tag held before. Durable on return.
@@ -186,6 +187,28 @@ impl Blobs {
         match written.map_err(io::Error::other).and_then(|settled| settled).map_err(failed)? {
             true => Ok(()),
             false => Err(self.mark_damaged(hash.into(), "the exported bytes have another hash".into())),
+        }
+    }
+
+    /// A file with a blob's bytes, hashed once more, to read and never to write. It is the store's own, so that nothing is copied, and stays as long as the blob
+    /// carries a tag. A blob so small that the store keeps it in its database is exported to `folder`, and stays there.
+    ///
+    /// # Errors
+    /// As [`Blobs::bytes`].
+    pub async fn file(&self, hash: Hash32, folder: &Path) -> Result<PathBuf, BlobsError> {
+        let size = self.size(hash).await?.ok_or(BlobsError::Missing { hash: Hash::from(hash) })?;
+        if size <= InlineOptions::default().max_data_inlined {
+            let path = folder.join(Hash::from(hash).to_hex());
+            tokio::fs::create_dir_all(folder).await.map_err(|error| BlobsError::file(folder, error))?;
+            return self.export(hash, &path).await.map(|()| path);
+        }
+        let path = self.paths.data_path(&Hash::from(hash));
+        let file = path.clone();
+        let hashed = tokio::task::spawn_blocking(move || has_hash(&std::fs::File::open(file)?, hash)).await;
+        match hashed.map_err(io::Error::other).and_then(|hashed| hashed) {
+            Ok(true) => Ok(path),
+            Ok(false) => Err(self.mark_damaged(hash.into(), "the bytes have another hash".into())),
+            Err(error) => Err(self.mark_damaged(hash.into(), format!("{}: {error}", path.display()))),
         }
     }
 
@@ -285,11 +308,12 @@ impl Blobs {
     }
 }
 
-async fn open(config: &BlobsConfig, pins: &Arc<Pins>) -> Result<Store, BlobsError> {
+async fn open(config: &BlobsConfig, pins: &Arc<Pins>) -> Result<(Store, PathOptions), BlobsError> {
     let failed = |reason: String| BlobsError::Open { directory: config.directory.clone(), reason };
     let root = std::path::absolute(&config.directory).map_err(|error| failed(error.to_string()))?;
     std::fs::create_dir_all(&root).map_err(|error| failed(error.to_string()))?;
     let mut options = Options::new(&root);
+    let paths = options.path.clone();
     options.gc = Some(GcConfig { interval: config.gc_interval, add_protected: Some(pins.protector()) });
     let opened = FsStore::load_with_opts(root.join("blobs.db"), options).await;
     let store: Store = (*opened.map_err(|error| failed(format!("{error:#}")))?).clone();
@@ -298,7 +322,7 @@ async fn open(config: &BlobsConfig, pins: &Arc<Pins>) -> Result<Store, BlobsErro
         let tag = tag.map_err(BlobsError::store)?;
         pins.restore_tag(&String::from_utf8_lossy(tag.name.as_ref()), tag.hash);
     }
-    Ok(store)
+    Ok((store, paths))
 }
 
 async fn bind(config: &BlobsConfig, lookup: MemoryLookup) -> Result<Endpoint, String> {
@@ -318,11 +342,15 @@ async fn bind(config: &BlobsConfig, lookup: MemoryLookup) -> Result<Endpoint, St
 /// Checks an exported file, puts it on disk and gives it its name. False if its bytes are not those of `hash`.
 fn settle(partial: &Path, target: &Path, parent: &Path, hash: Hash32) -> io::Result<bool> {
     let file = std::fs::File::open(partial)?;
-    if blake3::Hasher::new().update_reader(&file)?.finalize() != hash {
+    if !has_hash(&file, hash)? {
         return Ok(false);
     }
     file.sync_all()?;
     std::fs::rename(partial, target)?;
     std::fs::File::open(parent)?.sync_all()?;
     Ok(true)
+}
+
+fn has_hash(file: &std::fs::File, hash: Hash32) -> io::Result<bool> {
+    Ok(blake3::Hasher::new().update_reader(file)?.finalize() == hash)
 }

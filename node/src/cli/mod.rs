@@ -2,6 +2,7 @@
 
 mod bench;
 mod data;
+mod history;
 mod init;
 mod join;
 mod manifest;
@@ -67,6 +68,7 @@ enum Command {
     Join(join::Join),
     Run(run::Run),
     Status(status::StatusCommand),
+    History(history::HistoryCommand),
     Sample(sample::Sample),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -92,6 +94,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             Command::Join(command) => command.run(&dir),
             Command::Run(command) => command.run(dir).await,
             Command::Status(command) => command.run(&dir).await,
+            Command::History(command) => command.run(&dir).await,
             Command::Sample(command) => command.run(dir).await,
             Command::Bench(command) => command.run(),
         }

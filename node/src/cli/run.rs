@@ -10,14 +10,15 @@ use paris_model::device::DeviceChoice;
 
 use crate::{
     api,
-    runtime::{Node, NodeConfig, NodeError},
+    runtime::{Node, NodeConfig, NodeError, SNAPSHOT_EVERY},
     store::DataDir,
 };
 
 /// Run the node: find peers, claim parts nobody owns, train them, publish checkpoints, serve the others.
 ///
 /// The first Ctrl-C finishes the steps under way, publishes, releases the parts and stops within half a minute; the second stops at once. Nothing
-/// is lost either way: the node goes on from its last checkpoint when it is started again, or another node does.
+/// is lost either way: the node goes on from its last snapshot, a minute old at most, when it is started again, or another node does from its
+/// last checkpoint.
 ///
 /// Examples: paris-node run --capacity 2 trains two parts at most; paris-node run --data-dir second --port 0 is a second node on this machine.
 #[derive(Args)]
@@ -40,6 +41,11 @@ pub(super) struct Run {
     #[arg(long)]
     mdns: bool,
 
+    /// MiB of memory that training may take, over all parts; most of what is available if not given. With less, samples go through the model in
+    /// smaller groups, which learns the same and takes a little longer.
+    #[arg(long, env = "PARIS_MEMORY", value_name = "MIB")]
+    memory: Option<u64>,
+
     /// MiB of the disk to leave free: with less, and less than the next checkpoints take, the node hands its parts over and stops.
     #[arg(long, default_value_t = 256, env = "PARIS_DISK_RESERVE", value_name = "MIB")]
     disk_reserve: u64,
@@ -47,6 +53,9 @@ pub(super) struct Run {
     /// Where to train: auto, cpu or cuda:N. auto takes the first CUDA device if this program was built for it, else the CPU.
     #[arg(long, default_value_t, env = "PARIS_DEVICE")]
     device: DeviceChoice,
+    /// Seconds between two snapshots of a part in training: what a killed node has to do again at most.
+    #[arg(long, default_value_t = SNAPSHOT_EVERY.as_secs(), env = "PARIS_SNAPSHOT_EVERY", value_name = "SECONDS")]
+    snapshot_every: u64,
 }
 
 impl Run {
@@ -58,8 +67,10 @@ impl Run {
             capacity: self.capacity,
             mirror_everything: false,
             mdns: self.mdns,
+            memory_limit: self.memory.map(|mib| mib.saturating_mul(1 << 20)),
             disk_reserve: self.disk_reserve.saturating_mul(1 << 20),
             device: self.device,
+            snapshot_every: Duration::from_secs(self.snapshot_every),
         };
         let mut node = match Node::start(config, interrupted()).await {
             Err(NodeError::NoManifest { .. }) => return Ok(()),

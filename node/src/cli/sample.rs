@@ -19,7 +19,7 @@ use paris_model::{
 
 use crate::{
     api::Client,
-    runtime::{AssembledPart, Assembly, Node, NodeConfig},
+    runtime::{AssembledPart, Assembly, Node, NodeConfig, SNAPSHOT_EVERY},
     sampling::{Drawing, is_here, manifest_from_hex},
     store::DataDir,
 };
@@ -120,8 +120,10 @@ impl Sample {
                     capacity: Some(0),
                     mirror_everything: true,
                     mdns: false,
+                    memory_limit: None,
                     disk_reserve: 0,
                     device: DeviceChoice::Cpu,
+                    snapshot_every: SNAPSHOT_EVERY,
                 };
                 let give_up = tokio::time::sleep(Duration::from_secs(self.wait));
                 let mut node = Node::start(config, give_up).await?;

@@ -10,6 +10,7 @@ use paris_protocol::{
 
 use crate::{
     api::Client,
+    history::{History, summary::Summary},
     status::{CheckpointStatus, PartStatus, Status},
     store::{DataDir, Database},
 };
@@ -60,6 +61,7 @@ fn last_known(dir: &DataDir) -> anyhow::Result<Status> {
         parts: Vec::new(),
     };
     let Some(bytes) = database.manifest(run)? else { return Ok(status) };
+    let history = History::new(dir.history_path(&run.0.to_string()));
     let manifest = std::sync::Arc::new(Manifest::read(&bytes)?);
     let held: Vec<_> = database.memory(run)?.held.into_iter().map(|(id, _)| id).collect();
     let register = database.register(run, manifest.clone())?;
@@ -78,6 +80,7 @@ fn last_known(dir: &DataDir) -> anyhow::Result<Status> {
                 held_out_loss: known.first().map(|best| best.held_out_loss),
                 checkpoint: known.first().copied().map(status),
                 held: known.iter().copied().find(|checkpoint| holds(checkpoint.id())).map(status),
+                training: Some(Summary::of(history.tail(&part.name()).unwrap_or_default())).filter(|it| !it.is_empty()),
                 ..PartStatus::of_register(&register, part, node.id())
             }
         })

@@ -25,7 +25,10 @@ use paris_protocol::{
 };
 
 use super::{AssembledPart, addresses, recipe, trainer::Job};
-use crate::blobs::{Blobs, BlobsError, FetchRequest, Size};
+use crate::{
+    blobs::{Blobs, BlobsError, FetchRequest, Size},
+    store::DataDir,
+};
 
 /// Tags of blobs whose checkpoint has no name yet.
 pub(super) const NEW: &str = "new/";
@@ -44,6 +47,7 @@ pub(super) struct BlobWork {
     manifest: Arc<Manifest>,
     ticket: Arc<Ticket>,
     weights_dir: Arc<Path>,
+    shards_dir: Arc<Path>,
     device: DeviceChoice,
 }
 
@@ -52,10 +56,11 @@ impl BlobWork {
         blobs: Blobs,
         manifest: Arc<Manifest>,
         ticket: Ticket,
-        weights_dir: PathBuf,
+        dir: &DataDir,
         device: DeviceChoice,
     ) -> Self {
-        Self { blobs, manifest, ticket: Arc::new(ticket), weights_dir: weights_dir.into(), device }
+        let (weights_dir, shards_dir) = (dir.weights_path().into(), dir.shards_path().into());
+        Self { blobs, manifest, ticket: Arc::new(ticket), weights_dir, shards_dir, device }
     }
 
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
@@ -168,15 +173,17 @@ impl BlobWork {
         Ok(())
     }
 
-    /// Everything that training a part takes, shards fetched from whoever has them.
+    /// Everything that training a part takes on this node, `me`: shards are fetched from whoever has them, and stay on the disk.
     pub(super) async fn job(
         &self,
         part: Part,
         from: Option<Verified<Checkpoint>>,
+        me: NodeId,
         peers: &[NodeId],
     ) -> anyhow::Result<Job> {
         let (manifest, device) = (self.manifest.clone(), self.device);
         let config = recipe::part_config(&manifest, part);
+        let state_is_own = from.as_ref().is_some_and(|checkpoint| checkpoint.author() == me);
         let state = match from {
             Some(checkpoint) => {
                 let (_, state_max) = size_limits(&config);
@@ -188,7 +195,7 @@ impl BlobWork {
         let train = self.gather(&shards.train, peers).await?;
         let held_out = self.gather(&shards.held_out, peers).await?;
         tokio::task::spawn_blocking(move || {
-            let encoder = recipe::text_encoder(&manifest);
+            let encoder = Arc::new(recipe::text_encoder(&manifest));
             let training = manifest.training(part);
             Ok(Job {
                 part,
@@ -197,8 +204,9 @@ impl BlobWork {
                 key: recipe::training_key(manifest.id()?, part),
                 null_text: encoder.encode(&[""], &Device::Cpu)?,
                 state,
-                train: Dataset::from_shards(&train, &encoder)?,
-                held_out: Dataset::from_shards(&held_out, &encoder)?,
+                state_is_own,
+                train: Arc::new(Dataset::open(train, encoder.clone())?),
+                held_out: Dataset::open(held_out, encoder)?,
                 steps: training.steps,
                 checkpoint_every: Duration::from_millis(manifest.ownership.checkpoint_ms.into()),
                 device,
@@ -207,14 +215,22 @@ impl BlobWork {
         .await?
     }
 
-    /// Shards from the store, or else from any peer. Whoever fetched a shard keeps and serves it.
-    async fn gather(&self, shards: &[(Shard, u32)], peers: &[NodeId]) -> anyhow::Result<Vec<(Vec<u8>, u32)>> {
+    /// The files of shards from the store, fetched from any peer where they are not here. Whoever fetched a shard keeps and serves it, so its file stays.
+    async fn gather(&self, shards: &[(Shard, u32)], peers: &[NodeId]) -> anyhow::Result<Vec<(PathBuf, u32)>> {
         let seeds = self.ticket.seeds.iter().map(|seed| seed.node);
         let providers: Vec<_> = seeds.chain(peers.iter().copied()).collect();
         let mut gathered = Vec::new();
         for (shard, label) in shards {
             self.gather_one(shard, &providers).await?;
-            gathered.push((self.blobs.bytes(shard.hash.0, shard.bytes).await?, *label));
+            let file = match self.blobs.file(shard.hash.0, &self.shards_dir).await {
+                // From now on it counts as missing, so it is fetched.
+                Err(BlobsError::Corrupt { .. }) => {
+                    self.gather_one(shard, &providers).await?;
+                    self.blobs.file(shard.hash.0, &self.shards_dir).await
+                }
+                file => file,
+            };
+            gathered.push((file?, *label));
         }
         Ok(gathered)
     }

@@ -19,12 +19,15 @@ use tokio::{
 };
 
 use super::{
-    Call, NodeError, Room,
+    Call, Machine, NodeError, Room,
     blob_work::BlobWork,
+    keeping::Keeping,
     recipe,
     trainer::{self, Job, TrainerEvent, TrainerHandle},
 };
 use crate::{
+    history::{EventName, Line},
+    memory::Memory,
     network::{Network, NetworkEvent},
     store::{Database, DatabaseError, HeldOutLoss},
 };
@@ -73,6 +76,8 @@ pub(super) struct Driver {
     /// Since when the node is stopping.
     stopping: Option<Time>,
     room: Room,
+    keeping: Keeping,
+    memory: Memory,
     /// Why the node stops, if not because it was asked to.
     full: Option<NodeError>,
 }
@@ -85,9 +90,10 @@ impl Driver {
         network_events: mpsc::Receiver<NetworkEvent>,
         work: BlobWork,
         calls: mpsc::Receiver<Call>,
-        room: Room,
+        machine: Machine,
     ) -> Result<Self, DatabaseError> {
         let (to_driver, trainer_events) = mpsc::channel(TRAINER_EVENTS_MAX);
+        let Machine { room, memory, keeping } = machine;
         let first_losses = database.first_losses(agent.run(), agent.manifest().parts())?;
         Ok(Self {
             agent,
@@ -106,6 +112,8 @@ impl Driver {
             started: Instant::now(),
             stopping: None,
             room,
+            keeping,
+            memory,
             full: None,
         })
     }
@@ -161,6 +169,8 @@ impl Driver {
             self.drop_damaged()?;
             self.remember_peers()?;
             self.heed_the_disk();
+            let best = |part| self.agent.best(part).map(|best| best.state.hash);
+            self.keeping.discard_overtaken(|part| self.training.contains_key(&part), best);
         }
         Ok(())
     }
@@ -214,9 +224,9 @@ impl Driver {
     fn prepare(&mut self, part: Part, from: Option<CheckpointId>) {
         let from = from.and_then(|id| self.agent.register().checkpoint(part, id)).cloned();
         let peers: Vec<_> = self.agent.peers().keys().copied().collect();
-        let work = self.work.clone();
+        let (work, me) = (self.work.clone(), self.agent.id());
         let task = self.tasks.spawn(async move {
-            let job = work.job(part, from, &peers).await.map(Box::new).map_err(|error| format!("{error:#}"));
+            let job = work.job(part, from, me, &peers).await.map(Box::new).map_err(|error| format!("{error:#}"));
             Done::Prepared { part, job }
         });
         self.training.insert(part, Training::Preparing(task));
@@ -251,6 +261,7 @@ impl Driver {
                     self.agent.set_progress(progress);
                 }
             }
+            TrainerEvent::Recorded(part, line) => self.keeping.note(part, line),
             TrainerEvent::Checkpoint { part, step, held_out_loss, weights, state } => {
                 let work = self.work.clone();
                 self.tasks.spawn(async move {
@@ -264,13 +275,20 @@ impl Driver {
             // A finished part stays owned: its owner goes on to serve its last checkpoint.
             TrainerEvent::Ended(part) => {
                 self.training.remove(&part);
+                self.keeping.leave(part);
             }
-            TrainerEvent::Failed(part, error) => {
-                tracing::error!("training {part} failed: {error}");
-                self.training.remove(&part);
-                self.agent.trainer_failed(self.now(), part);
-            }
+            TrainerEvent::Failed(part, error) => self.training_failed(part, &format!("training failed: {error}")),
         }
+    }
+
+    /// A part cannot be trained here, or no more: others may try.
+    fn training_failed(&mut self, part: Part, reason: &str) {
+        tracing::error!("{part}: {reason}");
+        self.training.remove(&part);
+        self.keeping.leave(part);
+        let step = self.agent.progress(part).map_or(0, |progress| progress.step);
+        self.keeping.write(part, Line::event(EventName::Failed, step, reason));
+        self.agent.trainer_failed(self.now(), part);
     }
 
     fn on_done(&mut self, done: Done) -> Result<(), NodeError> {
@@ -304,17 +322,16 @@ impl Driver {
         if !matches!(self.training.get(&part), Some(Training::Preparing(_))) {
             return;
         }
-        let started =
-            job.and_then(|job| trainer::start(*job, self.to_driver.clone()).map_err(|error| error.to_string()));
+        let started = job.and_then(|job| {
+            let places = self.keeping.places.clone();
+            let started = trainer::start(*job, places, self.memory.clone(), self.to_driver.clone());
+            started.map_err(|error| error.to_string())
+        });
         match started {
             Ok(handle) => {
                 self.training.insert(part, Training::Running(handle));
             }
-            Err(error) => {
-                tracing::error!("cannot train {part}: {error}");
-                self.training.remove(&part);
-                self.agent.trainer_failed(self.now(), part);
-            }
+            Err(error) => self.training_failed(part, &format!("training cannot begin: {error}")),
         }
     }
 

@@ -3,6 +3,8 @@
 mod addresses;
 mod blob_work;
 mod driver;
+mod fit;
+mod keeping;
 pub mod recipe;
 mod reconcile;
 mod trainer;
@@ -26,12 +28,16 @@ use tokio::{
 };
 
 pub(crate) use self::blob_work::shard_tag;
+pub use self::keeping::SNAPSHOT_EVERY;
 use self::{
     blob_work::{BlobWork, size_limits},
     driver::Driver,
+    keeping::{Keeping, Places},
 };
 use crate::{
     blobs::{Blobs, BlobsConfig, BlobsError, FetchRequest, Size},
+    history::History,
+    memory::Memory,
     network::{Network, NetworkConfig, NetworkError},
     status::Status,
     store::{DataDir, Database, DatabaseError, DirLock, DirectoryError, free_bytes},
@@ -59,10 +65,14 @@ pub struct NodeConfig {
     pub mirror_everything: bool,
     /// Find peers on the local network.
     pub mdns: bool,
+    /// Bytes of memory that training may take; none for most of what is available.
+    pub memory_limit: Option<u64>,
     /// Bytes of the disk that are left free: below it and the room that the next checkpoints take, the node stops.
     pub disk_reserve: u64,
     /// Where its parts are trained.
     pub device: DeviceChoice,
+    /// Between two snapshots of a part in training.
+    pub snapshot_every: Duration,
 }
 
 /// A node that cannot start or go on.
@@ -173,6 +183,7 @@ pub(crate) enum Call {
 pub struct NodeHandle {
     calls: mpsc::Sender<Call>,
     work: BlobWork,
+    history: History,
 }
 
 impl NodeHandle {
@@ -186,6 +197,11 @@ impl NodeHandle {
     /// The run's manifest, as its bytes in hexadecimal.
     pub fn manifest_hex(&self) -> String {
         self.work.manifest_hex()
+    }
+
+    /// How the training of the run's parts went on this machine.
+    pub fn history(&self) -> &History {
+        &self.history
     }
 
     /// Keeps the weights of every part from now on, and says which are here. Ask again while some are being fetched.
@@ -281,9 +297,13 @@ impl Node {
         let (network, network_events) = Network::start(network_config)?;
 
         let (calls, call_queue) = mpsc::channel(CALLS_MAX);
-        let work = BlobWork::new(blobs, manifest, ticket, config.dir.weights_path(), config.device);
-        let driver = Driver::new(agent, database, network, network_events, work.clone(), call_queue, room)?;
-        Ok((NodeHandle { calls, work }, tokio::spawn(driver.run())))
+        let work = BlobWork::new(blobs, manifest, ticket, &config.dir, config.device);
+        let places = Places::new(config.dir, run, config.snapshot_every);
+        let history = places.history();
+        let keeping = Keeping::new(places, agent.manifest().parts());
+        let machine = Machine { room, memory: Memory::new(config.memory_limit), keeping };
+        let driver = Driver::new(agent, database, network, network_events, work.clone(), call_queue, machine)?;
+        Ok((NodeHandle { calls, work, history }, tokio::spawn(driver.run())))
     }
 
     /// Talks to the node.
@@ -305,6 +325,13 @@ impl Node {
     }
 }
 
+/// What training may use of this machine, and what it keeps here.
+struct Machine {
+    room: Room,
+    memory: Memory,
+    keeping: Keeping,
+}
+
 /// How much of the disk may be used.
 struct Room {
     path: PathBuf,
@@ -312,9 +339,9 @@ struct Room {
 }
 
 impl Room {
-    /// An error if the disk has not room for a checkpoint of each of these parts above the reserve.
+    /// An error if the disk has not room for a checkpoint and a snapshot of each of these parts above the reserve.
     fn check(&self, parts: impl Iterator<Item = PartConfig>) -> Result<(), NodeError> {
-        let checkpoints = parts.map(|config| size_limits(&config)).map(|(weights, state)| weights + state);
+        let checkpoints = parts.map(|config| size_limits(&config)).map(|(weights, state)| weights + 2 * state);
         let needed = self.reserve.saturating_add(checkpoints.sum());
         match free_bytes(&self.path) {
             Some(free) if free < needed => Err(NodeError::DiskFull { path: self.path.clone(), free, needed }),

@@ -1,7 +1,8 @@
 //! Training a part on an operating-system thread of its own.
 //!
-//! The trainer never waits for the network: it reads shards that are in memory and hands finished checkpoints over a bounded channel. The network
-//! never waits for the trainer: it hears of its progress, and of its death, by events.
+//! The trainer never waits for the network: it reads shards that are on this disk, ahead of its steps, and hands finished checkpoints over a bounded
+//! channel. The network never waits for the trainer: it hears of its progress, and of its death, by events. Nor does the trainer wait for the disk: snapshots
+//! are written beside it.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -18,13 +19,23 @@ use paris_model::{
     config::PartConfig,
     data::Dataset,
     device::DeviceChoice,
-    trainer::{TrainSettings, Trainer},
+    durable::{Beginning, Durable, Origin, Outcome, Setup},
+    prefetch::Prefetch,
+    trainer::TrainSettings,
 };
 use paris_protocol::{message::Progress, part::Part};
 use tokio::sync::mpsc;
 
+use super::{fit, keeping::Places};
+use crate::{
+    history::{EventName, History, Interval, Line, file::HistoryFile},
+    memory::Memory,
+};
+
 /// Between two reports of progress.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
+/// Between two lines of the history.
+const RECORD_EVERY: Duration = Duration::from_secs(5);
 /// Held-out samples that a checkpoint's loss is measured on, at most.
 const HELD_OUT_SAMPLES: usize = 256;
 /// Weight of the newest step in the reported training loss.
@@ -38,9 +49,11 @@ pub(super) struct Job {
     /// Keys all randomness: from the run and the part, so that a successor draws what the owner would have drawn.
     pub(super) key: [u8; 32],
     pub(super) null_text: Text,
-    /// Where to go on.
+    /// The published state to go on from, unless a snapshot has gone further from it.
     pub(super) state: Option<Vec<u8>>,
-    pub(super) train: Dataset,
+    /// This node trained the state, and so knows its micro-batch to be good.
+    pub(super) state_is_own: bool,
+    pub(super) train: Arc<Dataset>,
     pub(super) held_out: Dataset,
     /// Steps at which the part is finished; 0 for never.
     pub(super) steps: u64,
@@ -52,6 +65,8 @@ pub(super) struct Job {
 /// What a trainer has to say.
 pub(super) enum TrainerEvent {
     Progress(Progress),
+    /// A line was written to the part's history.
+    Recorded(Part, Line),
     /// A checkpoint, in memory: serialised weights and resumable state.
     Checkpoint {
         part: Part,
@@ -79,12 +94,17 @@ impl TrainerHandle {
 }
 
 /// Starts the thread.
-pub(super) fn start(job: Job, events: mpsc::Sender<TrainerEvent>) -> std::io::Result<TrainerHandle> {
+pub(super) fn start(
+    job: Job,
+    places: Places,
+    memory: Memory,
+    events: mpsc::Sender<TrainerEvent>,
+) -> std::io::Result<TrainerHandle> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     thread::Builder::new().name(format!("train-{}", job.part)).spawn(move || {
         let part = job.part;
-        let outcome = catch_unwind(AssertUnwindSafe(|| train(job, &flag, &events)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| train(job, &places, &memory, &flag, &events)));
         let last = match outcome {
             Ok(Ok(())) => TrainerEvent::Ended(part),
             Ok(Err(error)) => TrainerEvent::Failed(part, format!("{error:#}")),
@@ -96,42 +116,130 @@ pub(super) fn start(job: Job, events: mpsc::Sender<TrainerEvent>) -> std::io::Re
     Ok(TrainerHandle { stop })
 }
 
-fn train(job: Job, stop: &AtomicBool, events: &mpsc::Sender<TrainerEvent>) -> anyhow::Result<()> {
-    let Job { part, config, settings, key, null_text, state, train, held_out, steps, checkpoint_every, device } = job;
-    let device = device.open_to_train()?;
-    let mut trainer = match state {
-        Some(state) => Trainer::resume(config, settings, &key, &null_text, &state, &device)?,
-        None => Trainer::new(config, settings, &key, &null_text, &device)?,
+fn train(
+    job: Job,
+    places: &Places,
+    memory: &Memory,
+    stop: &AtomicBool,
+    events: &mpsc::Sender<TrainerEvent>,
+) -> anyhow::Result<()> {
+    let Job { part, config, settings, key, null_text, state, state_is_own, train, held_out, .. } = job;
+    let (steps, checkpoint_every, device) = (job.steps, job.checkpoint_every, job.device.open_to_train()?);
+    let setup = Setup { config: config.clone(), settings, key, null_text, device };
+    let mut recorder = Recorder::open(part, &places.history(), events.clone());
+    let beginning = Beginning::choose(setup, &places.run(), places.snapshots(part), state)?;
+    let trained_here = state_is_own || matches!(beginning.origin(), Origin::Snapshot { .. });
+    let (trainer, _reserved) = fit::fitted(memory, &config, &*train, trained_here, || beginning.trainer())?;
+    let mut durable = beginning.train(trainer)?;
+    recorder.event(EventName::Began, durable.trainer().step_count(), said_of(&durable));
+    let draw = |durable: &Durable| {
+        let trainer = durable.trainer();
+        Prefetch::start(trainer.draw_rule().clone(), train.clone(), trainer.cursor())
     };
-    let mut held_out_loss = trainer.held_out_loss(&held_out, HELD_OUT_SAMPLES)?;
+    let mut draws = draw(&durable)?;
+    let mut held_out_loss = durable.trainer().held_out_loss(&held_out, HELD_OUT_SAMPLES)?;
     let mut smoothed: Option<f32> = None;
-    let (mut reported, mut written) = (Instant::now() - REPORT_EVERY, Instant::now());
+    let mut interval = Interval::begin();
+    let (mut reported, mut written, mut snapped) = (Instant::now() - REPORT_EVERY, Instant::now(), Instant::now());
     loop {
-        let finished = stop.load(Ordering::Relaxed) || (steps > 0 && trainer.step_count() >= steps);
+        let _computing = memory.computing();
+        let finished = stop.load(Ordering::Relaxed) || (steps > 0 && durable.trainer().step_count() >= steps);
         if !finished {
-            let loss = trainer.step(&train)?.loss;
-            smoothed = Some(smoothed.map_or(loss, |mean| mean + LOSS_SMOOTHING * (loss - mean)));
+            match durable.step_from(&mut draws)? {
+                Outcome::Stepped(report) => {
+                    interval.add(&report);
+                    smoothed = Some(smoothed.map_or(report.loss, |mean| mean + LOSS_SMOOTHING * (report.loss - mean)));
+                }
+                Outcome::WentBack(fallback) => {
+                    tracing::error!("{part}: {fallback}");
+                    recorder.event(EventName::WentBack, fallback.step, fallback.to_string());
+                    smoothed = None;
+                    draws = draw(&durable)?;
+                }
+            }
+        }
+        if finished || snapped.elapsed() >= places.snapshot_every {
+            let began = Instant::now();
+            if finished {
+                durable.settle();
+            }
+            durable.snapshot()?;
+            snapped = Instant::now();
+            interval.add_snapshot(snapped - began);
         }
         if finished || written.elapsed() >= checkpoint_every {
-            held_out_loss = trainer.held_out_loss(&held_out, HELD_OUT_SAMPLES)?;
-            let step = trainer.step_count();
-            let (weights, state) = (trainer.weights()?, trainer.state()?);
+            let began = Instant::now();
+            held_out_loss = durable.trainer().held_out_loss(&held_out, HELD_OUT_SAMPLES)?;
+            let step = durable.trainer().step_count();
+            let (weights, state) = (durable.trainer().weights()?, durable.trainer().state()?);
+            durable.published(&state);
             events.blocking_send(TrainerEvent::Checkpoint { part, step, held_out_loss, weights, state })?;
             written = Instant::now();
+            interval.add_checkpoint(written - began);
+        }
+        if finished {
+            durable.settle();
+        }
+        if finished || interval.elapsed() >= RECORD_EVERY {
+            durable.collect();
+            if let Some(mut steps) = interval.end(settings.batch, held_out_loss) {
+                steps.snapshot_step = durable.last_snapshot().map(|written| written.step);
+                steps.snapshot_problem = durable.snapshot_problem().map(str::to_owned);
+                recorder.add(Line::Steps(steps));
+            }
         }
         if finished || reported.elapsed() >= REPORT_EVERY {
             let loss = smoothed.unwrap_or(f32::NAN);
             // A report that finds the channel full is dropped: the next one says more.
             let _ = events.try_send(TrainerEvent::Progress(Progress {
                 part,
-                step: trainer.step_count(),
+                step: durable.trainer().step_count(),
                 loss,
                 held_out_loss,
             }));
             reported = Instant::now();
         }
         if finished {
+            recorder.event(EventName::Ended, durable.trainer().step_count(), "as it was told to, or finished");
             return Ok(());
         }
+    }
+}
+
+/// Where training begins, for people.
+fn said_of(durable: &Durable) -> String {
+    let from = match durable.origin() {
+        Origin::Beginning => "anew".to_owned(),
+        Origin::Published => "from a published checkpoint".to_owned(),
+        Origin::Snapshot { threads } => format!("from this machine's own snapshot, written by {threads} threads"),
+    };
+    format!("at step {} {from}", durable.trainer().step_count())
+}
+
+/// Writes a part's history, and tells the driver what it wrote.
+struct Recorder {
+    part: Part,
+    file: Option<HistoryFile>,
+    events: mpsc::Sender<TrainerEvent>,
+}
+
+impl Recorder {
+    fn open(part: Part, history: &History, events: mpsc::Sender<TrainerEvent>) -> Self {
+        let file = history.append(&part.name());
+        let file = file.inspect_err(|error| tracing::warn!("the history of {part} is not written: {error}")).ok();
+        Self { part, file, events }
+    }
+
+    fn event(&mut self, event: EventName, step: u64, message: impl Into<String>) {
+        self.add(Line::event(event, step, message));
+    }
+
+    fn add(&mut self, line: Line) {
+        if let Some(Err(error)) = self.file.as_mut().map(|file| file.add(&line)) {
+            tracing::warn!("the history of {} is written no more: {error}", self.part);
+            self.file = None;
+        }
+        // Where the channel is full, the file has it.
+        let _ = self.events.try_send(TrainerEvent::Recorded(self.part, line));
     }
 }

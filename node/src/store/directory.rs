@@ -144,6 +144,21 @@ impl DataDir {
         self.root.join("api.json")
     }
 
+    /// Where a run's snapshots are: states that only this machine goes on from.
+    pub fn snapshots_path(&self, run: &str) -> PathBuf {
+        self.root.join("snapshots").join(run)
+    }
+
+    /// Where it stands how the training of a run's parts went here.
+    pub fn history_path(&self, run: &str) -> PathBuf {
+        self.root.join("history").join(run)
+    }
+
+    /// Where shards lie that the blob store keeps in no file of their own.
+    pub fn shards_path(&self) -> PathBuf {
+        self.root.join("shards")
+    }
+
     /// Where checkpoints are exported for sampling.
     pub fn weights_path(&self) -> PathBuf {
         self.root.join("weights")

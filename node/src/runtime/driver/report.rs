@@ -71,6 +71,7 @@ impl Driver {
             held_out_loss: measured.or(best.map(|best| best.held_out_loss)),
             checkpoint: best.map(status),
             held: held.map(status),
+            training: self.keeping.summary(part).cloned(),
             ..PartStatus::of_register(agent.register(), part, agent.id())
         }
     }

@@ -1,0 +1,401 @@
+//! Training that loses no step: snapshots beside it, and back to the last one where a step fails.
+//!
+//! **Where training begins.** A caller names a published state to go on from, or none. The part's own latest snapshot is used instead if it is whole, of the
+//! same run and part, and lists that state among those it *supersedes*: the state its training once began from, and those it has published
+//! since. Then whoever trains from the named state would do again what the snapshot has done already. Nothing else is compared, neither claims nor
+//! clocks nor steps: if another owner's checkpoint is named, it is not in the list, and a snapshot from before that owner's time is left aside; if this
+//! node's own last checkpoint was written and never signed, the one before it is named, and is in the list. Where no state is named there
+//! is none to be had, and any snapshot of the run's part is better than beginning anew.
+//!
+//! **Where a step fails.** A loss or gradient that is not finite sends training back to the last snapshot. A batch that fails for the first time is
+//! tried again: every step follows from the state, so if it goes through, this machine had computed wrong. A batch that fails twice is passed over
+//! with those before it since the snapshot (as PaLM did at loss spikes; Chowdhery et al. 2022, section 5.1), by moving the *cursor*, which is part of the state: so
+//! whoever goes on from a later state goes on with the same bits. After [`FALLBACKS_MAX`] times within [`FORGIVEN_AFTER_STEPS`] steps
+//! training gives up.
+
+use std::fmt::{self, Display};
+
+use candle_core::Device;
+
+use crate::{
+    batch::{BatchSource, Text},
+    config::PartConfig,
+    draw::{Draw, DrawError},
+    report::StepReport,
+    snapshot::{Header, SnapshotError, SnapshotWriter, Snapshots, files::SnapshotLock, writer::Written},
+    state::State,
+    trainer::{TrainError, TrainSettings, Trainer},
+};
+
+/// How often training goes back to a snapshot before it gives up.
+pub const FALLBACKS_MAX: u32 = 3;
+/// Steps beyond a failure after which it no longer counts.
+pub const FORGIVEN_AFTER_STEPS: u64 = 1000;
+/// Published states that a snapshot lists as superseded; the oldest are left out.
+pub const SUPERSEDED_MAX: usize = 16;
+
+/// Training that cannot go on, after all that could be done.
+#[derive(Debug, thiserror::Error)]
+pub enum DurableError {
+    /// Training failed for a reason that going back does not mend.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// It failed too often.
+    #[error("{0}. It had gone back to a snapshot {FALLBACKS_MAX} times before, and gives up")]
+    GivenUp(TrainError),
+    /// It failed, and no snapshot is there.
+    #[error("{0}. There is no snapshot to go back to")]
+    NoSnapshot(TrainError),
+}
+
+/// What a part's training takes beside its data and its state.
+#[derive(Clone)]
+pub struct Setup {
+    /// The part's model.
+    pub config: PartConfig,
+    /// How it is trained.
+    pub settings: TrainSettings,
+    /// Keys all randomness.
+    pub key: [u8; 32],
+    /// The encoding of "", batch 1.
+    pub null_text: Text,
+    /// Where it is trained.
+    pub device: Device,
+}
+
+impl Setup {
+    fn trainer(&self, state: Option<&State>) -> Result<Trainer, TrainError> {
+        let Self { config, settings, key, null_text, device } = self;
+        match state {
+            Some(state) => Trainer::from_state(config.clone(), *settings, key, null_text, state, device),
+            None => Trainer::new(config.clone(), *settings, key, null_text, device),
+        }
+    }
+}
+
+/// Where training began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// At the part's beginning.
+    Beginning,
+    /// From the published state that was named.
+    Published,
+    /// From this machine's own snapshot.
+    Snapshot {
+        /// Threads that wrote it.
+        threads: usize,
+    },
+}
+
+/// What became of a step.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It was done.
+    Stepped(StepReport),
+    /// It failed, and training is back at a snapshot.
+    WentBack(Fallback),
+}
+
+/// A return to a snapshot.
+#[derive(Debug)]
+pub struct Fallback {
+    /// Why.
+    pub reason: TrainError,
+    /// The step of the snapshot.
+    pub step: u64,
+    /// Batches that are passed over, the failed one included; 0 where all are tried again.
+    pub skipped: u64,
+    /// Which of [`FALLBACKS_MAX`] it is.
+    pub number: u32,
+}
+
+impl Display for Fallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { reason, step, skipped, number } = self;
+        write!(f, "{reason}. Back to the snapshot of step {step}, {number} of {FALLBACKS_MAX} times; ")?;
+        match skipped {
+            0 => f.write_str("the same batches are tried again"),
+            batches => write!(f, "{batches} batches are passed over"),
+        }
+    }
+}
+
+/// A part in training, with its snapshots.
+pub struct Durable {
+    setup: Setup,
+    run: String,
+    trainer: Trainer,
+    origin: Origin,
+    snapshots: Snapshots,
+    /// None until the disk lets it start.
+    writer: Option<(SnapshotWriter, SnapshotLock)>,
+    /// See [`Header::supersedes`].
+    supersedes: Vec<String>,
+    written: Option<Written>,
+    problem: Option<String>,
+    fallbacks: u32,
+    failed: Option<Failed>,
+}
+
+/// The last failure.
+#[derive(Clone, Copy)]
+struct Failed {
+    step: u64,
+    cursor: u64,
+}
+
+/// Where a part's training begins: chosen, and not yet begun.
+pub struct Beginning {
+    setup: Setup,
+    run: String,
+    snapshots: Snapshots,
+    writer: Option<(SnapshotWriter, SnapshotLock)>,
+    problem: Option<String>,
+    state: Option<State>,
+    origin: Origin,
+    supersedes: Vec<String>,
+}
+
+impl Beginning {
+    /// Chooses as the module says: `published`, the bytes of a published state, the own snapshot that supersedes it, or anew.
+    pub fn choose(
+        setup: Setup,
+        run: &str,
+        snapshots: Snapshots,
+        published: Option<Vec<u8>>,
+    ) -> Result<Self, DurableError> {
+        setup.config.validate().map_err(TrainError::from)?;
+        // Before anything is read: another trainer of this part may be about to write its last.
+        let (writer, problem) = match start_writer(&snapshots) {
+            Ok(started) => (Some(started), None),
+            Err(error) => (None, Some(complain(&error))),
+        };
+        let named = published.as_ref().map(|state| blake3::hash(state).to_hex().to_string());
+        let fits =
+            |header: &Header| header.run == run && named.as_ref().is_none_or(|named| header.supersedes.contains(named));
+        let (state, origin, supersedes) = match snapshots.latest(&setup.config, fits) {
+            Some((Header { threads, supersedes, .. }, state)) => {
+                (Some(state), Origin::Snapshot { threads }, supersedes)
+            }
+            None => {
+                let state = published.map(|bytes| State::read(&bytes, &setup.config)).transpose();
+                let state = state.map_err(TrainError::from)?;
+                let origin = if state.is_some() { Origin::Published } else { Origin::Beginning };
+                (state, origin, named.into_iter().collect())
+            }
+        };
+        let now = rayon::current_num_threads();
+        if let Origin::Snapshot { threads } = origin
+            && threads != now
+        {
+            tracing::warn!(
+                "the snapshot was trained on {threads} threads and this is {now}: training goes on, equal within rounding and not to the bit"
+            );
+        }
+        Ok(Self { setup, run: run.to_owned(), snapshots, writer, problem, state, origin, supersedes })
+    }
+
+    /// Where training begins.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// The trainer as it is there.
+    pub fn trainer(&self) -> Result<Trainer, TrainError> {
+        self.setup.trainer(self.state.as_ref())
+    }
+
+    /// Begins, with a trainer made here that may have been given another micro-batch. Where it is not a snapshot that it goes on from, one is written at
+    /// once, so that there is something to go back to.
+    pub fn train(self, trainer: Trainer) -> Result<Durable, DurableError> {
+        let Self { setup, run, snapshots, writer, problem, origin, supersedes, .. } = self;
+        let (written, fallbacks, failed) = (None, 0, None);
+        let mut durable =
+            Durable { setup, run, trainer, origin, snapshots, writer, supersedes, written, problem, fallbacks, failed };
+        if !matches!(origin, Origin::Snapshot { .. }) {
+            durable.snapshot()?;
+        }
+        Ok(durable)
+    }
+}
+
+impl Durable {
+    /// Chooses and begins.
+    pub fn begin(
+        setup: Setup,
+        run: &str,
+        snapshots: Snapshots,
+        published: Option<Vec<u8>>,
+    ) -> Result<Self, DurableError> {
+        let beginning = Beginning::choose(setup, run, snapshots, published)?;
+        let trainer = beginning.trainer()?;
+        beginning.train(trainer)
+    }
+
+    /// Where training began.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// The trainer, to be measured and published.
+    pub fn trainer(&self) -> &Trainer {
+        &self.trainer
+    }
+
+    /// The last snapshot that was written by this object.
+    pub fn last_snapshot(&self) -> Option<Written> {
+        self.written
+    }
+
+    /// Why the last snapshot was not written; none once one is.
+    pub fn snapshot_problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    /// One step on the batch that is due, drawn here and now, or the way back to the last snapshot.
+    pub fn step(&mut self, data: &dyn BatchSource) -> Result<Outcome, DurableError> {
+        let stepped = self.trainer.step(data);
+        self.outcome(stepped)
+    }
+
+    /// The same on the next of `draws`. After a way back they must begin anew, at the trainer's cursor.
+    pub fn step_from(
+        &mut self,
+        draws: &mut dyn Iterator<Item = Result<Draw, DrawError>>,
+    ) -> Result<Outcome, DurableError> {
+        let stepped = self.trainer.step_from(draws);
+        self.outcome(stepped)
+    }
+
+    fn outcome(&mut self, stepped: Result<StepReport, TrainError>) -> Result<Outcome, DurableError> {
+        match stepped {
+            Ok(report) => {
+                self.forgive(report.step);
+                Ok(Outcome::Stepped(report))
+            }
+            Err(TrainError::NotFinite { step, loss, gradient_norm }) => {
+                let reason = TrainError::NotFinite { step, loss, gradient_norm };
+                // The batch of that step: on a device that is looked at now and then it is not the last one.
+                let cursor = step - 1 + self.trainer.cursor() - self.trainer.step_count();
+                Ok(Outcome::WentBack(self.go_back(reason, Failed { step, cursor })?))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn go_back(&mut self, reason: TrainError, failed: Failed) -> Result<Fallback, DurableError> {
+        if self.fallbacks == FALLBACKS_MAX {
+            return Err(DurableError::GivenUp(reason));
+        }
+        self.settle();
+        let found = self.snapshots.latest(&self.setup.config, |header| self.shares_history(header));
+        let Some((header, state)) = found else { return Err(DurableError::NoSnapshot(reason)) };
+        let again = self.failed.is_some_and(|before| before.cursor == failed.cursor);
+        let micro_batch = self.trainer.micro_batch();
+        self.trainer = self.setup.trainer(Some(&state))?;
+        self.trainer.set_micro_batch(micro_batch);
+        if again {
+            self.trainer.skip_to(failed.cursor + 1);
+        }
+        self.fallbacks += 1;
+        self.failed = Some(failed);
+        let skipped = self.trainer.cursor() - header.cursor;
+        Ok(Fallback { reason, step: header.step, skipped, number: self.fallbacks })
+    }
+
+    /// True for a snapshot of this training, not one that lay there before it began.
+    fn shares_history(&self, header: &Header) -> bool {
+        let shared = |state| header.supersedes.contains(state);
+        header.run == self.run && (self.supersedes.is_empty() || self.supersedes.iter().any(shared))
+    }
+
+    /// After a step that was done: what went through at last is said, what is long past is forgotten.
+    fn forgive(&mut self, step: u64) {
+        let Some(failed) = self.failed else { return };
+        if self.trainer.cursor() == failed.cursor + 1 {
+            tracing::warn!(
+                "step {} went through when it was tried again from the same state: this machine had computed wrong. Its memory, its cooling or its \
+                 clock rates deserve a look",
+                failed.step
+            );
+        }
+        if step >= failed.step + FORGIVEN_AFTER_STEPS {
+            (self.failed, self.fallbacks) = (None, 0);
+        }
+    }
+
+    /// Hands a snapshot of this moment to the thread that writes, at the cost of a copy in memory. False if the last one is still being written: then this
+    /// one is left out. A disk that refuses stops nothing; see [`Durable::snapshot_problem`].
+    pub fn snapshot(&mut self) -> Result<bool, TrainError> {
+        self.collect();
+        if self.writer.is_none() {
+            match start_writer(&self.snapshots) {
+                Ok(started) => self.writer = Some(started),
+                Err(error) => self.note_problem(&error),
+            }
+        }
+        let Some((writer, _)) = &mut self.writer else { return Ok(false) };
+        writer.offer(|state| {
+            self.trainer.copy_state(state)?;
+            Ok(Header {
+                run: self.run.clone(),
+                part: self.snapshots.part().to_owned(),
+                step: state.step,
+                cursor: state.cursor,
+                threads: rayon::current_num_threads(),
+                supersedes: self.supersedes.clone(),
+            })
+        })
+    }
+
+    /// Notes what became of the last snapshot, if that is known.
+    pub fn collect(&mut self) {
+        let outcome = self.writer.as_mut().and_then(|(writer, _)| writer.outcome());
+        self.note(outcome);
+    }
+
+    /// Waits until nothing is being written.
+    pub fn settle(&mut self) {
+        let outcome = self.writer.as_mut().and_then(|(writer, _)| writer.wait());
+        self.note(outcome);
+    }
+
+    fn note(&mut self, outcome: Option<Result<Written, SnapshotError>>) {
+        match outcome {
+            Some(Ok(written)) => (self.written, self.problem) = (Some(written), None),
+            Some(Err(error)) => {
+                // Begun anew for the next one: the folder may have to be made again.
+                self.writer = None;
+                self.note_problem(&error);
+            }
+            None => {}
+        }
+    }
+
+    /// Says a new problem once.
+    fn note_problem(&mut self, error: &SnapshotError) {
+        if self.problem.as_deref() != Some(&error.to_string()) {
+            self.problem = Some(complain(error));
+        }
+    }
+
+    /// The state `bytes` of this moment are being published: whoever is told to go on from them may go on from any later snapshot.
+    pub fn published(&mut self, bytes: &[u8]) {
+        self.supersedes.push(blake3::hash(bytes).to_hex().to_string());
+        let surplus = self.supersedes.len().saturating_sub(SUPERSEDED_MAX);
+        self.supersedes.drain(..surplus);
+    }
+}
+
+/// Takes the part's snapshots for this trainer and starts the thread that writes them.
+fn start_writer(snapshots: &Snapshots) -> Result<(SnapshotWriter, SnapshotLock), SnapshotError> {
+    let lock = snapshots.lock()?;
+    let writer = SnapshotWriter::start(snapshots.clone());
+    Ok((writer.map_err(|error| SnapshotError::Io { path: "the thread that writes".into(), error })?, lock))
+}
+
+/// Says an error that does not stop training, and returns it as text.
+fn complain(error: &SnapshotError) -> String {
+    tracing::error!("no snapshot is written: {error}");
+    error.to_string()
+}

@@ -1,0 +1,169 @@
+//! Everything that a part's next step depends on, as plain numbers: copied out of a trainer, written, read, and put into another.
+//!
+//! Numbers are the parameters, AdamW's moments and the averaged weights. The place in the data and the state of every generator are one number, the
+//! *cursor*: which samples are drawn, to which times and with which noise follows from the part's key and the cursor alone
+//! ([`random`](crate::random)). The cursor counts batches, the step counts updates; they differ by the batches that were passed over
+//! after a failure ([`durable`](crate::durable)).
+
+use std::{collections::BTreeMap, io::Write};
+
+use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
+
+use crate::{
+    checkpoint::{self, CheckpointError},
+    config::{PartConfig, Shapes},
+    host::with_numbers,
+    parameters::{FROZEN, group_shapes},
+};
+
+/// The names of the counts, each stored as two numbers that f32 holds exactly.
+const STEP: &str = "step";
+const CURSOR: &str = "cursor";
+const MICRO_BATCH: &str = "micro_batch";
+const COUNT_BASE: u64 = 1 << 20;
+
+/// What a state holds of every group of parameters; of the one that is never trained, only the parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The parameters.
+    Parameter,
+    /// Their average over the steps.
+    Average,
+    /// AdamW's mean of the gradients.
+    FirstMoment,
+    /// AdamW's mean of their squares.
+    SecondMoment,
+}
+
+impl Kind {
+    const ALL: [Kind; 4] = [Kind::Parameter, Kind::Average, Kind::FirstMoment, Kind::SecondMoment];
+
+    /// The name under which a group's numbers are stored.
+    pub fn of(self, group: &str) -> String {
+        let kind = match self {
+            Kind::Parameter => "parameter",
+            Kind::Average => "average",
+            Kind::FirstMoment => "moment1",
+            Kind::SecondMoment => "moment2",
+        };
+        format!("{kind}.{group}")
+    }
+}
+
+/// Where numbers are copied from.
+pub(crate) enum Source<'a> {
+    /// A tensor on any device.
+    Tensor(Tensor),
+    /// Numbers on the host.
+    Numbers(&'a [f32]),
+}
+
+/// A state. The default is empty: memory to copy to.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Batches drawn.
+    pub cursor: u64,
+    /// Samples that went through the model at once: the last bits depend on it.
+    pub micro_batch: usize,
+    /// Flat numbers by [`Kind::of`] their group.
+    numbers: BTreeMap<String, Vec<f32>>,
+}
+
+impl State {
+    /// Reads a state of `config`: exactly its names and shapes, finite numbers, nothing else.
+    ///
+    /// # Errors
+    /// Where the bytes are anything else.
+    pub fn read(bytes: &[u8], config: &PartConfig) -> std::result::Result<Self, CheckpointError> {
+        let mut numbers = checkpoint::read_numbers(bytes, &shapes(config))?;
+        let mut count = |name: &str| match numbers.remove(name).as_deref() {
+            Some([high, low]) => Ok(*high as u64 * COUNT_BASE + *low as u64),
+            _ => Err(CheckpointError::Missing(name.to_owned())),
+        };
+        let (step, cursor, micro_batch) = (count(STEP)?, count(CURSOR)?, count(MICRO_BATCH)? as usize);
+        Ok(Self { step, cursor, micro_batch, numbers })
+    }
+
+    /// Writes the state as safetensors: the same bytes for the same state.
+    pub fn write_to(&self, out: &mut impl Write) -> std::result::Result<(), CheckpointError> {
+        let counts = [(STEP, self.step), (CURSOR, self.cursor), (MICRO_BATCH, self.micro_batch as u64)];
+        let counts = counts.map(|(name, count)| (name, [(count / COUNT_BASE) as f32, (count % COUNT_BASE) as f32]));
+        let mut all: BTreeMap<&str, &[f32]> = BTreeMap::new();
+        all.extend(self.numbers.iter().map(|(name, numbers)| (name.as_str(), numbers.as_slice())));
+        all.extend(counts.iter().map(|(name, count)| (*name, count.as_slice())));
+        let shapes = all.iter().map(|(name, numbers)| ((*name).to_owned(), vec![numbers.len()])).collect();
+        out.write_all(&checkpoint::header(&shapes)?)?;
+        for numbers in all.into_values() {
+            checkpoint::write_numbers(numbers, out)?;
+        }
+        Ok(())
+    }
+
+    /// The same as bytes in memory.
+    pub fn to_bytes(&self) -> std::result::Result<Vec<u8>, CheckpointError> {
+        let mut bytes = Vec::with_capacity(4 * self.numbers.values().map(Vec::len).sum::<usize>() + (64 << 10));
+        self.write_to(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Bytes that a state of `config` takes.
+    pub fn bytes_of(config: &PartConfig) -> std::result::Result<u64, CheckpointError> {
+        let shapes = shapes(config);
+        let numbers: usize = shapes.values().flatten().sum();
+        Ok((checkpoint::header(&shapes)?.len() + 4 * numbers) as u64)
+    }
+
+    /// A group's numbers.
+    ///
+    /// # Errors
+    /// If the state has no such group.
+    pub fn numbers(&self, kind: Kind, group: &str) -> std::result::Result<&[f32], CheckpointError> {
+        let name = kind.of(group);
+        match self.numbers.get(&name) {
+            Some(numbers) => Ok(numbers),
+            None => Err(CheckpointError::Missing(name)),
+        }
+    }
+
+    /// The first group whose numbers are not all finite.
+    pub fn not_finite(&self) -> Option<&str> {
+        let broken = self.numbers.iter().find(|(_, numbers)| !numbers.iter().all(|number| number.is_finite()));
+        broken.map(|(name, _)| name.as_str())
+    }
+
+    /// Replaces all numbers by those of `sources`, in the memory that is there.
+    pub(crate) fn copy_from(&mut self, sources: &BTreeMap<String, Source<'_>>) -> Result<()> {
+        self.numbers.retain(|name, _| sources.contains_key(name));
+        for name in sources.keys().filter(|name| !self.numbers.contains_key(*name)).cloned().collect::<Vec<_>>() {
+            self.numbers.insert(name, Vec::new());
+        }
+        self.numbers.par_iter_mut().try_for_each(|(name, numbers)| {
+            numbers.clear();
+            match &sources[name] {
+                Source::Numbers(source) => numbers.extend_from_slice(source),
+                Source::Tensor(tensor) => with_numbers([&tensor.to_device(&Device::Cpu)?], |[source]| {
+                    numbers.extend_from_slice(source);
+                    Ok(())
+                })?,
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Names and shapes of everything in a state.
+fn shapes(config: &PartConfig) -> Shapes {
+    let mut shapes = Shapes::new();
+    for (group, shape) in group_shapes(config) {
+        for kind in Kind::ALL {
+            if group != FROZEN || kind == Kind::Parameter {
+                shapes.insert(kind.of(&group), shape.clone());
+            }
+        }
+    }
+    shapes.extend([STEP, CURSOR, MICRO_BATCH].map(|name| (name.to_owned(), vec![2])));
+    shapes
+}

@@ -1,0 +1,185 @@
+//! Cuts a part's steps so that they fit the machine's memory, by measuring them.
+
+use paris_model::{
+    batch::BatchSource,
+    config::PartConfig,
+    footprint::{Footprint, Peak},
+    trainer::{TrainError, Trainer},
+};
+
+use crate::memory::{Memory, Reservation, is_counted, peak_during};
+
+/// What a trainer holds between steps, in copies of the parameters: they themselves, their average and two moments, and the same as a snapshot under way.
+const TRAINER_COPIES: u64 = 8;
+/// What making a checkpoint takes beside: its tensors, and the bytes of weights and state.
+const CHECKPOINT_COPIES: u64 = 8;
+/// Samples of the micro-batches that are measured.
+const MEASURED: [usize; 2] = [1, 2];
+
+/// A part that cannot be trained on this machine now.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FitError {
+    /// There is too little memory.
+    #[error(
+        "too little memory: {} MiB are needed for parameters, optimiser and checkpoint{}, and {} MiB are left for training. The part is given back. \
+         Close other programs, allow more (--memory), own fewer parts at once (--capacity), or let a larger machine train it",
+        .held >> 20,
+        match .step { Some(step) => format!(" and {} MiB for a step of one sample at a time, as measured", step >> 20), None => String::new() },
+        .left >> 20
+    )]
+    TooLittle {
+        /// Bytes that the trainer holds.
+        held: u64,
+        /// Bytes that a step of one sample takes beside; none if it was not measured, since already the rest was too much.
+        step: Option<u64>,
+        /// Bytes that are left.
+        left: u64,
+    },
+    /// The trainer cannot be built, or take a step.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+}
+
+/// Builds a part's trainer, with as large a micro-batch as fits. `before` tells whether the micro-batch that `build`'s state was trained with is kept if it fits.
+pub(super) fn fitted(
+    memory: &Memory,
+    config: &PartConfig,
+    data: &dyn BatchSource,
+    before: bool,
+    build: impl FnOnce() -> Result<Trainer, TrainError>,
+) -> Result<(Trainer, Reservation), FitError> {
+    let alone = memory.alone();
+    let left = alone.left_bytes();
+    let held = 4 * config.parameter_count() as u64 * (TRAINER_COPIES + CHECKPOINT_COPIES);
+    if held > left {
+        return Err(FitError::TooLittle { held, step: None, left });
+    }
+    let mut trainer = build()?;
+    if !is_counted() {
+        tracing::debug!("this program does not count its memory: steps are not cut");
+        return Ok((trainer, alone.reserve(held)));
+    }
+    let batch = trainer.batch();
+    let peak = |samples: usize| {
+        let samples = samples.min(batch);
+        let (rehearsed, bytes) = peak_during(|| trainer.rehearse(data, samples));
+        rehearsed.map(|()| Peak { samples, bytes })
+    };
+    let footprint = Footprint::from_peaks(peak(MEASURED[0])?, peak(MEASURED[1])?);
+    let before = before.then_some(trainer.micro_batch());
+    // Half is left for parts that come later, unless this one needs more.
+    let budgets = [left / 2, left].map(|bytes| bytes.saturating_sub(held));
+    let fitting = budgets.iter().find_map(|budget| footprint.micro_batch(batch, *budget, before));
+    let Some(samples) = fitting else {
+        return Err(FitError::TooLittle { held, step: Some(footprint.bytes(1)), left });
+    };
+    trainer.set_micro_batch(samples);
+    let taken = held + footprint.bytes(samples);
+    tracing::info!(
+        "steps of {batch} samples, {samples} at a time: measured {} KiB and {} KiB a sample, with what is held {} MiB of the {} MiB that were left",
+        footprint.fixed_bytes >> 10,
+        footprint.sample_bytes >> 10,
+        taken >> 20,
+        left >> 20
+    );
+    Ok((trainer, alone.reserve(taken)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use candle_core::{DType, Device, Tensor};
+    use paris_model::{
+        batch::{Batch, Text},
+        config::ExpertConfig,
+        trainer::TrainSettings,
+    };
+
+    use super::*;
+
+    const BATCH: usize = 64;
+
+    fn config() -> PartConfig {
+        PartConfig::Expert(ExpertConfig {
+            channels: 3,
+            size: 16,
+            patch: 2,
+            width: 64,
+            depth: 2,
+            heads: 2,
+            text_tokens: 4,
+            text_width: 8,
+        })
+    }
+
+    /// One grey picture, again and again.
+    struct Grey;
+
+    impl BatchSource for Grey {
+        fn len(&self) -> usize {
+            1000
+        }
+
+        fn batch(&self, indices: &[usize], device: &Device) -> candle_core::Result<Batch> {
+            let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, device);
+            let count = indices.len();
+            let text = Text { tokens: zeros(&[count, 4, 8])?, pooled: zeros(&[count, 8])? };
+            Ok(Batch { images: zeros(&[count, 3, 16, 16])?, text, labels: Tensor::new(vec![0u32; count], device)? })
+        }
+    }
+
+    fn build(micro_batch: usize) -> Result<Trainer, TrainError> {
+        let settings = TrainSettings {
+            batch: BATCH,
+            learning_rate: 1e-3,
+            warmup_steps: 1,
+            clip: 1.0,
+            ema_decay: 0.9,
+            caption_drop: 0.1,
+        };
+        let null = Grey.batch(&[0], &Device::Cpu)?.text;
+        let mut trainer = Trainer::new(config(), settings, &[0; 32], &null, &Device::Cpu)?;
+        trainer.set_micro_batch(micro_batch);
+        Ok(trainer)
+    }
+
+    fn held() -> u64 {
+        4 * config().parameter_count() as u64 * (TRAINER_COPIES + CHECKPOINT_COPIES)
+    }
+
+    #[test]
+    fn a_part_that_is_too_large_is_not_even_built() {
+        let built = Cell::new(false);
+        let memory = Memory::new(Some(held() - 1));
+        let refused = fitted(&memory, &config(), &Grey, false, || {
+            built.set(true);
+            build(BATCH)
+        });
+        assert!(matches!(refused, Err(FitError::TooLittle { step: None, .. })));
+        assert!(!built.get());
+    }
+
+    #[test]
+    fn a_part_whose_smallest_step_is_too_large_is_refused_with_what_was_measured() {
+        let memory = Memory::new(Some(held() + 1000));
+        let Err(refused) = fitted(&memory, &config(), &Grey, false, || build(BATCH)) else { panic!("it fits nowhere") };
+        let FitError::TooLittle { step: Some(step), left, .. } = refused else { panic!("{refused}") };
+        assert!(step > 1000 && left == held() + 1000);
+        assert!(refused.to_string().contains("--capacity"), "{refused}");
+        assert_eq!(memory.alone().left_bytes(), left, "nothing stays reserved");
+    }
+
+    /// Other tests of this program take memory meanwhile, so the exact cut is not known: see `tests/memory.rs`.
+    #[test]
+    fn steps_are_cut_where_memory_is_scarce_and_what_they_take_is_reserved() {
+        let ample = Memory::new(Some(64 << 30));
+        let (trainer, reserved) = fitted(&ample, &config(), &Grey, false, || build(4)).unwrap();
+        assert_eq!(trainer.micro_batch(), BATCH);
+        assert!(ample.alone().left_bytes() < (64 << 30) - held());
+        drop(reserved);
+        assert_eq!(ample.alone().left_bytes(), 64 << 30);
+        let (trainer, _reserved) = fitted(&ample, &config(), &Grey, true, || build(4)).unwrap();
+        assert_eq!(trainer.micro_batch(), 4, "what the state was trained with is kept");
+    }
+}
