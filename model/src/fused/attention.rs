@@ -3,7 +3,7 @@
 use super::{
     linear::{self, Linear, LinearGradient},
     matrix::{Matrix, MatrixMut},
-    vector::{exp, greatest, sum, sum2, vectorised},
+    vector::{exp, greatest, replace_and_sum, sum2, vectorised},
 };
 
 /// The shapes of an attention.
@@ -46,9 +46,9 @@ impl Attention {
             mixed: vec![0.0; x.len()],
             log_sums: vec![0.0; samples * self.heads * self.tokens],
         };
-        let mut scores = vec![0.0; self.tokens * self.context];
+        let (mut scores, mut factors) = (vec![0.0; self.tokens * self.context], vec![0.0; self.tokens]);
         for sample in 0..samples {
-            self.mix_sample(&mut saved, sample, &mut scores);
+            self.mix_sample(&mut saved, sample, &mut scores, &mut factors);
         }
         (output_layer.forward(&saved.mixed), saved)
     }
@@ -99,7 +99,7 @@ impl Attention {
     }
 
     /// softmax(q k^T) v of each head of a sample.
-    fn mix_sample(&self, saved: &mut Saved, sample: usize, scores: &mut [f32]) {
+    fn mix_sample(&self, saved: &mut Saved, sample: usize, scores: &mut [f32], factors: &mut [f32]) {
         let Saved { query, key_value, mixed, log_sums } = saved;
         let (own, own_context) = (sample * self.tokens * self.width, sample * self.context * 2 * self.width);
         for head in 0..self.heads {
@@ -110,12 +110,15 @@ impl Attention {
                 Matrix::strided(&key_value[own_context + self.width + column..], self.context, size, 2 * self.width);
             MatrixMut::new(scores, self.context).set(query, key.t(), self.scale());
             let start = (sample * self.heads + head) * self.tokens;
-            softmax(scores, self.context, &mut log_sums[start..start + self.tokens]);
-            MatrixMut::strided(&mut mixed[own + column..], self.tokens, size, self.width).set(
-                Matrix::new(scores, self.context),
-                value,
-                1.0,
-            );
+            exponentials(scores, self.context, factors, &mut log_sums[start..start + self.tokens]);
+            let mixed = &mut mixed[own + column..];
+            MatrixMut::strided(mixed, self.tokens, size, self.width).set(Matrix::new(scores, self.context), value, 1.0);
+            // A head has fewer columns than the softmax: its denominators are paid here.
+            vectorised(|| {
+                for (mixed, factor) in mixed.chunks_mut(self.width).zip(&*factors) {
+                    mixed[..size].iter_mut().for_each(|it| *it *= factor);
+                }
+            });
         }
     }
 
@@ -170,19 +173,13 @@ impl Attention {
     }
 }
 
-/// Softmax of each row of `scores`, in place, and the logarithm of its denominator.
-fn softmax(scores: &mut [f32], row_len: usize, log_sums: &mut [f32]) {
+/// The softmax of each row of `scores`, in place, without its denominator; and of that the reciprocal and the logarithm.
+fn exponentials(scores: &mut [f32], row_len: usize, factors: &mut [f32], log_sums: &mut [f32]) {
     vectorised(|| {
-        for (row, log_sum) in scores.chunks_exact_mut(row_len).zip(log_sums) {
+        for ((row, factor), log_sum) in scores.chunks_exact_mut(row_len).zip(factors).zip(log_sums) {
             let shift = greatest(row);
-            for score in row.iter_mut() {
-                *score = exp(*score - shift);
-            }
-            let denominator = sum(row, |x| x);
-            let factor = 1.0 / denominator;
-            for score in row.iter_mut() {
-                *score *= factor;
-            }
+            let denominator = replace_and_sum(row, |score| exp(score - shift));
+            *factor = 1.0 / denominator;
             *log_sum = shift + denominator.ln();
         }
     });

@@ -32,6 +32,11 @@ pub(crate) trait Sublayer: Send + Sync {
     /// Rows that its condition must have; none where any number will do.
     fn condition_rows(&self) -> Option<usize>;
 
+    /// True where what is read is part of the output, and so the output's gradient part of its gradient: who calls has that added.
+    fn is_residual(&self) -> bool {
+        true
+    }
+
     /// Numbers of a token in the output.
     fn output_width(&self, width: usize) -> usize {
         width
@@ -46,7 +51,7 @@ pub(crate) trait Sublayer: Send + Sync {
 
 /// What the forward pass of a sublayer leaves behind for the backward pass over the same tile.
 pub(crate) trait Backward: Send {
-    /// From the gradient of the output: adds to those of what was read.
+    /// From the gradient of the output: adds to those of what was read, but for the residual's part.
     fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: Gradients);
 }
 

@@ -22,15 +22,12 @@ impl<'a> Modulation<'a> {
     /// LN(x) (1 + scale) + shift of `x` `[tokens, width]`, appended to `h`.
     pub(crate) fn enter(&self, x: &[f32], h: &mut Vec<f32>) {
         let Self { shift, scale, .. } = *self;
-        let start = h.len();
-        h.resize(start + x.len(), 0.0);
-        let h = &mut h[start..];
+        h.reserve(x.len());
         vectorised(|| {
-            for (x, h) in x.chunks_exact(shift.len()).zip(h.chunks_exact_mut(shift.len())) {
+            for x in x.chunks_exact(shift.len()) {
                 let (mean, deviation) = statistics(x);
-                for index in 0..x.len() {
-                    h[index] = (x[index] - mean) * deviation * (1.0 + scale[index]) + shift[index];
-                }
+                let numbers = x.iter().zip(scale).zip(shift);
+                h.extend(numbers.map(|((x, scale), shift)| (x - mean) * deviation * (1.0 + scale) + shift));
             }
         });
     }
@@ -54,15 +51,12 @@ impl<'a> Modulation<'a> {
         let gate = self.gate;
         let width = gate.len();
         let dgate = &mut dm[2 * width..];
-        let start = dy.len();
-        dy.resize(start + y.len(), 0.0);
-        let dy = &mut dy[start..];
+        dy.reserve(y.len());
         vectorised(|| {
-            let rows = y.chunks_exact(width).zip(gradient.chunks_exact(width)).zip(dy.chunks_exact_mut(width));
-            for ((y, g), dy) in rows {
-                for index in 0..width {
-                    dy[index] = g[index] * gate[index];
-                    dgate[index] += g[index] * y[index];
+            for (y, gradient) in y.chunks_exact(width).zip(gradient.chunks_exact(width)) {
+                dy.extend(gradient.iter().zip(gate).map(|(gradient, gate)| gradient * gate));
+                for ((dgate, gradient), y) in dgate.iter_mut().zip(gradient).zip(y) {
+                    *dgate += gradient * y;
                 }
             }
         });

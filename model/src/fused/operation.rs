@@ -127,7 +127,7 @@ impl Operation {
                 && !read.is_empty()
                 && read.end <= rows
                 && sublayer.condition_rows().is_none_or(|needed| needed == read.len())
-                && (index + 1 == self.stages.len() || sublayer.output_width(width) == width);
+                && (index + 1 == self.stages.len() || sublayer.is_residual());
             if !fits {
                 bail!(
                     "{} of x {x_shape:?} with rows {read:?} of a condition {condition_shape:?} and the parameters {:?} of {}",
@@ -182,7 +182,10 @@ impl Operation {
         for (stage, kept) in self.stages.iter().zip(share.stages).rev() {
             let rows = stage.condition.of(input.rows);
             let output_width = stage.sublayer.output_width(width);
-            let mut dx = vec![0.0; kept.input.len()];
+            let mut dx = match stage.sublayer.is_residual() {
+                true => gradient.clone(),
+                false => vec![0.0; kept.input.len()],
+            };
             let tiles = kept.tiles.into_iter().zip(kept.input.chunks(tile_rows * width));
             let gradients = gradient.chunks(tile_rows * output_width).zip(dx.chunks_mut(tile_rows * width));
             for (number, ((backward, x), (gradient, dx))) in tiles.zip(gradients).enumerate() {

@@ -60,7 +60,6 @@ impl Backward for SelfAttentionBackward {
         let dy = tile.leave_backward(&y, gradient, into.condition);
         let (mut dh, dcontext) = attention.backward(tile.group, &h, &h, &saved, &dy, into.group);
         add(&mut dh, &dcontext);
-        add(into.x, gradient);
         tile.enter_backward(&dh, into.x, into.condition);
     }
 }
@@ -85,8 +84,7 @@ impl Sublayer for CrossAttention {
         let Shape { width, tokens, condition } = tile.shape;
         let attention = Attention { heads: self.heads, width, tokens, context: condition };
         let (y, saved) = attention.forward(tile.group, tile.x, tile.condition);
-        out.copy_from_slice(tile.x);
-        add(out, &y);
+        vectorised(|| out.iter_mut().zip(tile.x).zip(&y).for_each(|((out, x), y)| *out = x + y));
         Box::new(CrossAttentionBackward(attention, saved))
     }
 }
@@ -95,7 +93,6 @@ impl Backward for CrossAttentionBackward {
     fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: Gradients) {
         let Self(attention, saved) = *self;
         let (through, dcontext) = attention.backward(tile.group, tile.x, tile.condition, &saved, gradient, into.group);
-        add(into.x, gradient);
         add(into.x, &through);
         add(into.condition, &dcontext);
     }
@@ -127,8 +124,7 @@ impl Sublayer for Mlp {
     fn forward(&self, tile: Tile, out: &mut [f32]) -> Box<dyn Backward> {
         let (inner, outer) = Self::layers(tile.group, tile.shape.width);
         let before = inner.forward(&tile.enter());
-        let mut after = before.clone();
-        vectorised(|| after.iter_mut().for_each(|u| *u = gelu(*u)));
+        let after: Vec<f32> = vectorised(|| before.iter().map(|u| gelu(*u)).collect());
         let y = outer.forward(&after);
         tile.leave(&y, out);
         Box::new(MlpBackward(before, y))
@@ -154,7 +150,6 @@ impl Backward for MlpBackward {
         let after = before;
         douter.add(&after, &dy);
         dinner.add(&tile.enter(), &dbefore);
-        add(into.x, gradient);
         tile.enter_backward(&inner.backward(&dbefore), into.x, into.condition);
     }
 }
@@ -171,6 +166,10 @@ impl Sublayer for Final {
 
     fn condition_rows(&self) -> Option<usize> {
         Some(2)
+    }
+
+    fn is_residual(&self) -> bool {
+        false
     }
 
     fn output_width(&self, _width: usize) -> usize {

@@ -37,6 +37,25 @@ pub(crate) fn sum(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     sum2(row, row, |x, _| term(x))
 }
 
+/// Replaces each number of a row, and sums what comes.
+#[inline(always)]
+pub(crate) fn replace_and_sum(row: &mut [f32], by: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (chunks, rest) = row.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            chunk[lane] = by(chunk[lane]);
+            lanes[lane] += chunk[lane];
+        }
+    }
+    let mut sum_of_rest = 0.0;
+    for number in rest {
+        *number = by(*number);
+        sum_of_rest += *number;
+    }
+    sum_of_rest + total(lanes)
+}
+
 /// The greatest number of a row.
 #[inline(always)]
 pub(crate) fn greatest(row: &[f32]) -> f32 {
@@ -128,6 +147,9 @@ mod tests {
         assert_eq!(sum(&row, |x| x), 703.0);
         assert_eq!(sum2(&row, &row, |x, y| x - y), 0.0);
         assert_eq!(greatest(&row), 37.0);
+        let mut doubled = row.clone();
+        assert_eq!(replace_and_sum(&mut doubled, |x| 2.0 * x), 1406.0);
+        assert_eq!((doubled[0], doubled[36]), (2.0, 74.0));
         assert_eq!(greatest(&[-3.0, -2.0]), -2.0);
     }
 }

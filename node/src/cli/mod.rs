@@ -15,6 +15,7 @@ use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 use crate::{
+    memory::keep_freed_pages,
     runtime::NodeError,
     store::{DataDir, DirectoryError},
 };
@@ -76,6 +77,7 @@ enum Command {
 
 /// Runs the program with its command line, the first argument being its name.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    keep_freed_pages();
     let cli = Cli::parse_from(arguments);
     start_log(cli.log.as_deref());
     let dir = match data_dir(cli.data_dir) {

@@ -12,7 +12,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-pub use self::allocator::{Counting, is_counted, peak_during};
+pub use self::allocator::{Counting, is_counted, keep_freed_pages, peak_during};
 
 /// The share of the available memory that training may take; the rest is for the network, for blobs on their way, and for whoever else uses the machine.
 const TRAINING_SHARE: f64 = 0.75;
