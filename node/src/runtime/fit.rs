@@ -40,7 +40,8 @@ pub(super) enum FitError {
     Train(#[from] TrainError),
 }
 
-/// Builds a part's trainer, with as large a micro-batch as fits. `before` tells whether the micro-batch that `build`'s state was trained with is kept if it fits.
+/// Builds a part's trainer, with as large a micro-batch as fits. `before` tells whether the one that `build`'s state was trained with is kept where it
+/// fits.
 pub(super) fn fitted(
     memory: &Memory,
     config: &PartConfig,
@@ -55,18 +56,19 @@ pub(super) fn fitted(
         return Err(FitError::TooLittle { held, step: None, left });
     }
     let mut trainer = build()?;
+    let batch = trainer.batch();
+    let before = before.then_some(trainer.micro_batch());
+    trainer.set_micro_batch(batch);
     if !is_counted() {
         tracing::debug!("this program does not count its memory: steps are not cut");
         return Ok((trainer, alone.reserve(held)));
     }
-    let batch = trainer.batch();
     let peak = |samples: usize| {
         let samples = samples.min(batch);
         let (rehearsed, bytes) = peak_during(|| trainer.rehearse(data, samples));
         rehearsed.map(|()| Peak { samples, bytes })
     };
     let footprint = Footprint::from_peaks(peak(MEASURED[0])?, peak(MEASURED[1])?);
-    let before = before.then_some(trainer.micro_batch());
     // Half is left for parts that come later, unless this one needs more.
     let budgets = [left / 2, left].map(|bytes| bytes.saturating_sub(held));
     let fitting = budgets.iter().find_map(|budget| footprint.micro_batch(batch, *budget, before));

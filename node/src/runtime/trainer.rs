@@ -1,7 +1,7 @@
 //! Training a part on an operating-system thread of its own.
 //!
-//! The trainer never waits for the network: it reads shards that are on this disk, ahead of its steps, and hands finished checkpoints over a bounded channel. The network
-//! never waits for the trainer: it hears of its progress, and of its death, by events.
+//! The trainer never waits for the network: it reads shards that are on this disk, ahead of its steps, and hands finished checkpoints over a bounded
+//! channel. The network never waits for the trainer: it hears of its progress, and of its death, by events.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
