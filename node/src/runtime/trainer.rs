@@ -110,7 +110,10 @@ fn train(job: Job, memory: &Memory, stop: &AtomicBool, events: &mpsc::Sender<Tra
     };
     let (mut trainer, _reserved) = fit::fitted(memory, &config, &*train, state_is_own, build)?;
     let mut draws = Prefetch::start(trainer.draw_rule().clone(), train, trainer.step_count())?;
-    let mut held_out_loss = trainer.held_out_loss(&held_out, HELD_OUT_SAMPLES)?;
+    let mut held_out_loss = {
+        let _computing = memory.computing();
+        trainer.held_out_loss(&held_out, HELD_OUT_SAMPLES)?
+    };
     let mut smoothed: Option<f32> = None;
     let (mut reported, mut written) = (Instant::now() - REPORT_EVERY, Instant::now());
     loop {
