@@ -1,5 +1,5 @@
-//! What a step is trained on: samples, captions that are dropped, times and noise. All of it follows from (key, settings, step) and the data, never from the
-//! model, so it can be made ahead of the step, on another thread ([`Prefetch`](crate::prefetch::Prefetch)).
+//! What a step is trained on: samples, captions that are dropped, times and noise. All of it follows from (key, settings, step) and the data, never
+//! from the model, so it can be made ahead of the step, on another thread ([`Prefetch`](crate::prefetch::Prefetch)).
 
 use candle_core::{Device, Tensor};
 

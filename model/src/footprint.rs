@@ -19,8 +19,8 @@ pub struct Peak {
 }
 
 impl Footprint {
-    /// The line through two peaks. Where they give none (they are of one size, or the larger took no more), all counts as the samples' own, so that what is
-    /// not known is held against them.
+    /// The line through two peaks. Where they give none (they are of one size, or the larger took no more), all counts as the samples' own, so that what
+    /// is not known is held against them.
     pub fn from_peaks(small: Peak, large: Peak) -> Self {
         let (more_samples, more_bytes) =
             (large.samples.saturating_sub(small.samples), large.bytes.saturating_sub(small.bytes));
@@ -40,8 +40,8 @@ impl Footprint {
         self.fixed_bytes.saturating_add(self.sample_bytes.saturating_mul(samples as u64))
     }
 
-    /// The micro-batch for a step of `batch` samples in `budget_bytes`: the one that the part was trained with before, if it fits, since the cut decides the last
-    /// bits; else the whole batch; else the largest power of two. None if not even one sample fits.
+    /// The micro-batch for a step of `batch` samples in `budget_bytes`: the one that the part was trained with before, if it fits, since the cut decides
+    /// the last bits; else the whole batch; else the largest power of two. None if not even one sample fits.
     pub fn micro_batch(&self, batch: usize, budget_bytes: u64, before: Option<usize>) -> Option<usize> {
         let fits = |samples: &usize| self.bytes(*samples) <= budget_bytes;
         let powers = (0..usize::BITS).rev().map(|power| 1 << power).filter(|samples| *samples < batch);

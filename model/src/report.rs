@@ -60,7 +60,8 @@ fn mean(sum: f64, samples: u64) -> Option<f32> {
     (samples > 0).then(|| (sum / samples as f64) as f32)
 }
 
-/// Where a step's time went. A device that computes on its own is not waited for, so there the computation counts where its results are read: in `optimizer`.
+/// Where a step's time went. A device that computes on its own is not waited for, so there the computation counts where its results are read: in
+/// `optimizer`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepDurations {
     /// Waiting for draws; making them, where nobody makes them ahead.

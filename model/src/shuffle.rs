@@ -1,7 +1,7 @@
 //! The order of an epoch: a keyed permutation that is evaluated at a place, so that no list of a million samples is made or kept.
 //!
-//! A Feistel network (Luby and Rackoff, 1988) permutes the numbers below the next power of four; what falls outside the samples is permuted again until it
-//! falls inside (cycle walking; Black and Rogaway, 2002), which takes under four rounds of it on average.
+//! A Feistel network (Luby and Rackoff, 1988) permutes the numbers below the next power of four; what falls outside the samples is permuted again until
+//! it falls inside (cycle walking; Black and Rogaway, 2002), which on average takes under four turns.
 
 use crate::random::Stream;
 
@@ -96,7 +96,8 @@ mod tests {
         assert_ne!(order(3, 50), other_key);
     }
 
-    /// Chi-squared over many epochs: any sample may stand at any place, and neighbours say nothing of each other. The bounds are five standard deviations.
+    /// Chi-squared over many epochs: any sample may stand at any place, and neighbours say nothing of each other. The bounds are five standard
+    /// deviations.
     #[test]
     fn orders_look_random() {
         const EPOCHS: u64 = 4000;

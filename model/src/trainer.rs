@@ -63,14 +63,15 @@ pub enum TrainError {
     /// There is nothing to train or measure on, or it cannot be read.
     #[error(transparent)]
     Draw(#[from] DrawError),
-    /// The draw is not the one that is due: the model was resumed from another step than its draws begin at, or they have ended.
+    /// The draw is not the one that is due: the draws begin at another step than the part is at, or have ended.
     #[error(
-        "step {due} is due and the draws are at {at:?}: this is a fault of the program; begin them at the step that is due"
+        "{due} steps are done, and the next draw {}: this is a fault of the program, which must draw from the step that is due",
+        .at.map_or("does not come".to_owned(), |at| format!("is for when {at} are"))
     )]
     OutOfStep {
         /// Steps done.
         due: u64,
-        /// The step of the draw; none after the last.
+        /// Steps done when the draw would be due; none after the last draw.
         at: Option<u64>,
     },
     /// candle refused.
@@ -275,18 +276,21 @@ impl Trainer {
         self.step_from(&mut Draws::new(&rule, data, self.cursor()))
     }
 
-    /// One optimiser step on the next of `draws`, which follow [`draw_rule`](Self::draw_rule). Where it fails nothing is changed, but the step's draws are used up.
+    /// One optimiser step on the next of `draws`, which follow [`draw_rule`](Self::draw_rule). Where it fails nothing is changed, but the step's draws
+    /// are used up.
     pub fn step_from(
         &mut self,
         draws: &mut dyn Iterator<Item = Result<Draw, DrawError>>,
     ) -> Result<StepReport, TrainError> {
         let mut durations = StepDurations::default();
         let (mut gradients, mut losses, mut times) = (Gradients::default(), Vec::new(), Vec::new());
-        while times.len() < self.rule.batch {
-            let draw = timed(&mut durations.data, || draws.next()).transpose()?;
-            let draw = match draw {
-                Some(draw) if (draw.step, draw.first) == (self.cursor(), times.len()) => draw,
-                other => return Err(TrainError::OutOfStep { due: self.cursor(), at: other.map(|draw| draw.step) }),
+        let (batch, due) = (self.rule.batch, self.cursor());
+        while times.len() < batch {
+            let is_due =
+                |draw: &Draw| (draw.step, draw.first) == (due, times.len()) && draw.first + draw.len() <= batch;
+            let draw = match timed(&mut durations.data, || draws.next()).transpose()? {
+                Some(draw) if is_due(&draw) => draw,
+                other => return Err(TrainError::OutOfStep { due, at: other.map(|draw| draw.step) }),
             };
             let of_draw = timed(&mut durations.forward, || self.losses(&draw))?;
             timed(&mut durations.backward, || gradients.add(&self.parameters, self.backward(&of_draw)?))?;
@@ -329,8 +333,8 @@ impl Trainer {
         }
     }
 
-    /// Computes the gradients of two micro-batches of `samples` and throws them away, with as many draws at hand as a step with [`Prefetch`](crate::prefetch::Prefetch) has, so that what a
-    /// step takes can be measured.
+    /// Computes the gradients of two micro-batches of `samples` and throws them away, so that what a step takes can be measured. As many draws are at hand
+    /// as in a step with [`Prefetch`](crate::prefetch::Prefetch).
     pub fn rehearse(&self, data: &dyn BatchSource, samples: usize) -> Result<(), TrainError> {
         let rule = DrawRule { micro_batch: samples, ..self.rule.clone() };
         let draws = Draws::new(&rule, data, self.cursor()).take(DRAWS_AHEAD_MAX + 2).collect::<Result<Vec<_>, _>>()?;

@@ -10,7 +10,7 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use paris_model::{
-    batch::{Batch, BatchSource},
+    batch::{Batch, BatchSource, Text},
     config::{ExpertConfig, PartConfig, RouterConfig},
     data::{Dataset, Shard},
     draw::{Draw, DrawError, Draws},
@@ -53,13 +53,21 @@ fn router() -> PartConfig {
     })
 }
 
+const SETTINGS: TrainSettings =
+    TrainSettings { batch: 10, learning_rate: 1e-3, warmup_steps: 2, clip: 1e9, ema_decay: 0.9, caption_drop: 0.3 };
+
+fn null_text() -> Text {
+    TEXT.encode(&[""], &Device::Cpu).unwrap()
+}
+
 fn trainer(config: PartConfig, micro_batch: usize) -> Trainer {
-    let settings =
-        TrainSettings { batch: 10, learning_rate: 1e-3, warmup_steps: 2, clip: 1e9, ema_decay: 0.9, caption_drop: 0.3 };
-    let null = TEXT.encode(&[""], &Device::Cpu).unwrap();
-    let mut trainer = Trainer::new(config, settings, &KEY, &null, &Device::Cpu).unwrap();
+    let mut trainer = Trainer::new(config, SETTINGS, &KEY, &null_text(), &Device::Cpu).unwrap();
     trainer.set_micro_batch(micro_batch);
     trainer
+}
+
+fn resume(config: PartConfig, state: &[u8]) -> Trainer {
+    Trainer::resume(config, SETTINGS, &KEY, &null_text(), state, &Device::Cpu).unwrap()
 }
 
 /// Three clusters of noise on disk, a shard each; every sample has a caption of its own.
@@ -135,33 +143,46 @@ fn gradients_summed_over_micro_batches_are_those_of_the_whole_batch() {
     let folder = tempfile::tempdir().unwrap();
     let data = data(folder.path());
     for config in [expert(), router()] {
+        // Some steps first: where a part begins most gradients are zero.
+        let mut beginning = trainer(config.clone(), 10);
+        for _ in 0..4 {
+            beginning.step(&*data).unwrap();
+        }
+        let before = beginning.state().unwrap();
+        let moments = first_moments(&before);
         let step = |micro_batch: usize| {
-            let mut trainer = trainer(config.clone(), micro_batch);
+            let mut trainer = resume(config.clone(), &before);
+            trainer.set_micro_batch(micro_batch);
             let report = trainer.step(&*data).unwrap();
-            let state = trainer.state().unwrap();
-            let tensors = candle_core::safetensors::load_buffer(&state, &Device::Cpu).unwrap();
-            // After the first step the first moment is the gradient, scaled.
-            let gradients: BTreeMap<_, _> =
-                tensors.into_iter().filter(|(name, _)| name.starts_with("moment1.")).collect();
             assert_eq!(report.micro_batches, 10usize.div_ceil(micro_batch));
-            (report, gradients)
+            let after = first_moments(&trainer.state().unwrap());
+            // The first moment is 0.9 of what it was and 0.1 of the gradient.
+            let gradient = |(after, before): (&f32, &f32)| (after - 0.9 * before) / 0.1;
+            let gradients = after.iter().map(|(name, after)| {
+                (name.clone(), after.iter().zip(&moments[name]).map(gradient).collect::<Vec<f32>>())
+            });
+            (report, gradients.collect::<BTreeMap<_, _>>(), trainer.state().unwrap())
         };
-        let (whole, gradients) = step(10);
+        let (whole, gradients, _) = step(10);
         for micro_batch in [1, 4, 5] {
-            let (cut, cut_gradients) = step(micro_batch);
+            let (cut, cut_gradients, state) = step(micro_batch);
             assert!((cut.loss - whole.loss).abs() < 1e-5 * whole.loss, "{} and {}", cut.loss, whole.loss);
             let norms = [cut.gradient_norm, whole.gradient_norm];
-            assert!((norms[0] - norms[1]).abs() < 1e-5 * norms[1], "{norms:?}");
+            assert!((norms[0] - norms[1]).abs() < 1e-4 * norms[1], "{norms:?}");
             for (name, gradient) in &gradients {
-                let difference = difference(&numbers(gradient), &numbers(&cut_gradients[name]));
-                assert!(difference < 1e-4, "{name} in micro-batches of {micro_batch}: {difference}");
+                let difference = difference(gradient, &cut_gradients[name]);
+                assert!(difference < 1e-3, "{name} in micro-batches of {micro_batch}: {difference}");
             }
-            // Equal cuts, equal bits.
-            let (again, gradients_again) = step(micro_batch);
-            assert_eq!((again.loss, again.gradient_norm), (cut.loss, cut.gradient_norm));
-            assert!(gradients_again.iter().all(|(name, it)| numbers(it) == numbers(&cut_gradients[name])));
+            assert!(step(micro_batch).2 == state, "equal cuts, equal bits");
         }
     }
+}
+
+/// AdamW's first moments in a state.
+fn first_moments(state: &[u8]) -> BTreeMap<String, Vec<f32>> {
+    let tensors = candle_core::safetensors::load_buffer(state, &Device::Cpu).unwrap();
+    let moments = tensors.into_iter().filter(|(name, _)| name.starts_with("moment1."));
+    moments.map(|(name, tensor)| (name, numbers(&tensor))).collect()
 }
 
 #[test]
@@ -181,14 +202,11 @@ fn losses_by_time_are_those_of_the_samples() {
 fn a_state_remembers_its_micro_batch_and_one_that_cannot_be_is_bounded() {
     let mut first = trainer(expert(), 4);
     assert_eq!(first.micro_batch(), 4);
-    let null = TEXT.encode(&[""], &Device::Cpu).unwrap();
-    let settings =
-        TrainSettings { batch: 3, learning_rate: 1e-3, warmup_steps: 2, clip: 1.0, ema_decay: 0.9, caption_drop: 0.1 };
-    let resume =
-        |settings, state: &[u8]| Trainer::resume(expert(), settings, &KEY, &null, state, &Device::Cpu).unwrap();
     let state = first.state().unwrap();
-    assert_eq!(resume(TrainSettings { batch: 10, ..settings }, &state).micro_batch(), 4);
-    assert_eq!(resume(settings, &state).micro_batch(), 3);
+    assert_eq!(resume(expert(), &state).micro_batch(), 4);
+    let smaller = TrainSettings { batch: 3, ..SETTINGS };
+    let smaller = Trainer::resume(expert(), smaller, &KEY, &null_text(), &state, &Device::Cpu).unwrap();
+    assert_eq!(smaller.micro_batch(), 3);
     first.set_micro_batch(0);
     assert_eq!(first.micro_batch(), 1);
 }

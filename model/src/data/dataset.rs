@@ -38,8 +38,8 @@ pub enum DatasetError {
 
 /// Samples of some shards, read from their files when they are drawn.
 ///
-/// Four bytes a sample are in memory (where its caption ends), and a bounded number of encoded captions; pixels stay on disk, so a data set may be larger
-/// than memory. What the operating system keeps of the files is its own affair.
+/// Four bytes a sample are in memory (where its caption ends), and a bounded number of encoded captions; pixels stay on disk, so a data set may be
+/// larger than memory. What the operating system keeps of the files is its own affair.
 ///
 /// Pictures aren't flipped: a mirrored letter is another picture than its caption says.
 pub struct Dataset {

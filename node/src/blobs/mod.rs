@@ -190,8 +190,8 @@ impl Blobs {
         }
     }
 
-    /// A file with a blob's bytes, hashed once more, to read and never to write. It is the store's own, so that nothing is copied, and stays as long as the blob
-    /// carries a tag. A blob so small that the store keeps it in its database is exported to `folder`, and stays there.
+    /// A file with a blob's bytes, hashed once more, to read and never to write. It is the store's own, so that nothing is copied, and stays as long as
+    /// the blob carries a tag. A blob so small that the store keeps it in its database is exported to `folder`, and stays there.
     ///
     /// # Errors
     /// As [`Blobs::bytes`].

@@ -5,8 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Bytes that this program may still take before something must give way: of the machine, and of every control group (container, service) that it is in. None
-/// where the system does not tell.
+/// Bytes that this program may still take before something must give way: of the machine, and of every control group (container, service) that it is
+/// in. None where the system does not tell.
 pub(super) fn available_bytes() -> Option<u64> {
     available_under(Path::new("/"))
 }
@@ -38,8 +38,8 @@ impl Group {
     }
 }
 
-/// The groups of a line of `/proc/self/cgroup` that limit memory, from the innermost to the outermost. Inside a container the path may be that of the host and lead nowhere;
-/// the outermost is there always.
+/// The groups of a line of `/proc/self/cgroup` that limit memory, from the innermost to the outermost. Inside a container the path may be that of the
+/// host and lead nowhere; the outermost is there always.
 fn groups_of(root: &Path, line: &str) -> Vec<Group> {
     let mut fields = line.splitn(3, ':').skip(1);
     let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { return Vec::new() };
@@ -57,8 +57,7 @@ fn groups_of(root: &Path, line: &str) -> Vec<Group> {
 /// The first number after `name` at the beginning of a line.
 fn field(path: &Path, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
-    line
+    text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
 }
 
 #[cfg(test)]

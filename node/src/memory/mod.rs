@@ -14,7 +14,8 @@ use std::sync::{
 
 pub use self::allocator::{Counting, is_counted, keep_freed_pages, peak_during};
 
-/// The share of the available memory that training may take; the rest is for the network, for blobs on their way, and for whoever else uses the machine.
+/// The share of the available memory that training may take; the rest is for the network, for blobs on their way, and for whoever else uses the
+/// machine.
 const TRAINING_SHARE: f64 = 0.75;
 /// What is assumed to be available where the system does not tell, in bytes.
 const ASSUMED_BYTES: u64 = 4 << 30;

@@ -215,7 +215,8 @@ impl BlobWork {
         .await?
     }
 
-    /// The files of shards from the store, fetched from any peer where they are not here. Whoever fetched a shard keeps and serves it, so its file stays.
+    /// The files of shards from the store, fetched from any peer where they are not here. Whoever fetched a shard keeps and serves it, so its file
+    /// stays.
     async fn gather(&self, shards: &[(Shard, u32)], peers: &[NodeId]) -> anyhow::Result<Vec<(PathBuf, u32)>> {
         let seeds = self.ticket.seeds.iter().map(|seed| seed.node);
         let providers: Vec<_> = seeds.chain(peers.iter().copied()).collect();

@@ -13,16 +13,14 @@ use crate::memory::{Memory, Reservation, is_counted, peak_during};
 const TRAINER_COPIES: u64 = 8;
 /// What making a checkpoint takes beside: its tensors, and the bytes of weights and state.
 const CHECKPOINT_COPIES: u64 = 8;
-/// Samples of the micro-batches that are measured.
-const MEASURED: [usize; 2] = [1, 2];
 
 /// A part that cannot be trained on this machine now.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FitError {
     /// There is too little memory.
     #[error(
-        "too little memory: {} MiB are needed for parameters, optimiser and checkpoint{}, and {} MiB are left for training. The part is given back. \
-         Close other programs, allow more (--memory), own fewer parts at once (--capacity), or let a larger machine train it",
+        "too little memory: {} MiB are needed for parameters, optimiser and checkpoint{}, and {} MiB are left for training. The part is given \
+         to another node if there is one, and tried again later if not. Close other programs, allow more (--memory), own fewer parts at once (--capacity), or let a larger machine train it",
         .held >> 20,
         match .step { Some(step) => format!(" and {} MiB for a step of one sample at a time, as measured", step >> 20), None => String::new() },
         .left >> 20
@@ -40,7 +38,8 @@ pub(super) enum FitError {
     Train(#[from] TrainError),
 }
 
-/// Builds a part's trainer, with as large a micro-batch as fits. `before` tells whether the micro-batch that `build`'s state was trained with is kept if it fits.
+/// Builds a part's trainer, with as large a micro-batch as fits. `before` tells whether the one that `build`'s state was trained with is kept where it
+/// fits.
 pub(super) fn fitted(
     memory: &Memory,
     config: &PartConfig,
@@ -55,20 +54,28 @@ pub(super) fn fitted(
         return Err(FitError::TooLittle { held, step: None, left });
     }
     let mut trainer = build()?;
+    let batch = trainer.batch();
+    let before = before.then_some(trainer.micro_batch());
+    trainer.set_micro_batch(batch);
     if !is_counted() {
         tracing::debug!("this program does not count its memory: steps are not cut");
         return Ok((trainer, alone.reserve(held)));
     }
-    let batch = trainer.batch();
-    let peak = |samples: usize| {
-        let samples = samples.min(batch);
-        let (rehearsed, bytes) = peak_during(|| trainer.rehearse(data, samples));
-        rehearsed.map(|()| Peak { samples, bytes })
+    let measured = |samples: usize| {
+        let peak = |samples: usize| {
+            let (rehearsed, bytes) = peak_during(|| trainer.rehearse(data, samples));
+            rehearsed.map(|()| Peak { samples, bytes })
+        };
+        Ok::<_, TrainError>(Footprint::from_peaks(peak(samples)?, peak((2 * samples).min(batch))?))
     };
-    let footprint = Footprint::from_peaks(peak(MEASURED[0])?, peak(MEASURED[1])?);
-    let before = before.then_some(trainer.micro_batch());
     // Half is left for parts that come later, unless this one needs more.
     let budgets = [left / 2, left].map(|bytes| bytes.saturating_sub(held));
+    let mut footprint = measured(1)?;
+    // Up to one sample a thread, every sample brings a thread's own memory. Where that may be what does not fit, it is told apart, if there is room to.
+    let threads = rayon::current_num_threads();
+    if footprint.bytes(batch) > budgets[0] && footprint.bytes(2 * threads) <= budgets[0] && 2 * threads <= batch {
+        footprint = measured(threads)?;
+    }
     let fitting = budgets.iter().find_map(|budget| footprint.micro_batch(batch, *budget, before));
     let Some(samples) = fitting else {
         return Err(FitError::TooLittle { held, step: Some(footprint.bytes(1)), left });
@@ -170,9 +177,9 @@ mod tests {
         assert_eq!(memory.alone().left_bytes(), left, "nothing stays reserved");
     }
 
-    /// Other tests of this program take memory meanwhile, so the exact cut is not known: see `tests/memory.rs`.
+    /// Other tests of this program take memory meanwhile, so no cut can be foretold here: see `tests/memory.rs`.
     #[test]
-    fn steps_are_cut_where_memory_is_scarce_and_what_they_take_is_reserved() {
+    fn what_a_part_takes_is_reserved_and_the_cut_of_its_state_is_kept() {
         let ample = Memory::new(Some(64 << 30));
         let (trainer, reserved) = fitted(&ample, &config(), &Grey, false, || build(4)).unwrap();
         assert_eq!(trainer.micro_batch(), BATCH);

@@ -137,7 +137,10 @@ fn train(
         Prefetch::start(trainer.draw_rule().clone(), train.clone(), trainer.cursor())
     };
     let mut draws = draw(&durable)?;
-    let mut held_out_loss = durable.trainer().held_out_loss(&held_out, HELD_OUT_SAMPLES)?;
+    let mut held_out_loss = {
+        let _computing = memory.computing();
+        durable.trainer().held_out_loss(&held_out, HELD_OUT_SAMPLES)?
+    };
     let mut smoothed: Option<f32> = None;
     let mut interval = Interval::begin();
     let (mut reported, mut written, mut snapped) = (Instant::now() - REPORT_EVERY, Instant::now(), Instant::now());
