@@ -96,7 +96,7 @@ pub struct Trainer {
     device: Device,
     model: Model,
     /// What is stored but not trained, f32.
-    frozen: BTreeMap<String, Tensor>,
+    frozen: Option<Tensor>,
     optimizer: Optimizer,
     /// Steps asked for. On a GPU one may have failed since it was last looked at; then no later one did anything.
     step: u64,
@@ -155,8 +155,7 @@ impl Trainer {
         device: &Device,
         parameters: Parameters,
     ) -> Result<Self, TrainError> {
-        let frozen = parameters.groups().get_key_value(FROZEN).into_iter();
-        let frozen = frozen.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        let frozen = parameters.group(FROZEN);
         let schedule = Schedule {
             learning_rate: settings.learning_rate,
             warmup_steps: settings.warmup_steps,
@@ -281,8 +280,8 @@ impl Trainer {
     pub fn state(&self) -> Result<Vec<u8>, TrainError> {
         let mut tensors = BTreeMap::new();
         let [parameter, average, first, second] = PARTS_OF_STATE;
-        for (name, tensor) in &self.frozen {
-            tensors.insert(format!("{parameter}{name}"), tensor.clone());
+        if let Some(frozen) = &self.frozen {
+            tensors.insert(format!("{parameter}{FROZEN}"), frozen.clone());
         }
         for (name, group) in self.optimizer.state()? {
             tensors.insert(format!("{parameter}{name}"), group.parameter);
