@@ -233,3 +233,37 @@ pub fn position_table(side: usize, width: usize, device: &Device) -> Result<Tens
     }
     Tensor::from_vec(table, (1, side * side, 4 * quarter), device)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::ExpertConfig, expert::Expert};
+
+    /// On the CPU the one runs the fused sublayers, the other the composed ones, as a GPU does.
+    #[test]
+    fn a_model_of_scattered_parameters_is_the_same_model() {
+        let (text_tokens, text_width) = (3, 8);
+        let shape =
+            ExpertConfig { channels: 3, size: 4, patch: 2, width: 24, depth: 2, heads: 3, text_tokens, text_width };
+        let config = PartConfig::Expert(shape.clone());
+        let mut stream = Stream::seeded(5, "scattered");
+        let mut random = |shape: &[usize]| stream.normal_tensor(shape.to_vec(), &Device::Cpu).unwrap();
+        let tensors =
+            config.shapes().iter().map(|(name, shape)| (name.clone(), (random(shape) * 0.3).unwrap())).collect();
+        let (x, text) = (random(&[2, 3, 4, 4]), random(&[2, text_tokens, text_width]));
+        let t = Tensor::new(&[100f32, 700.0], &Device::Cpu).unwrap();
+        let grouped = Parameters::from_tensors(&config, &tensors).unwrap();
+        let (scattered, variables) = grouped.scattered(DType::F32).unwrap().into_variables().unwrap();
+        assert!(variables.keys().eq(config.shapes().keys().filter(|name| *name != FROZEN)));
+        let velocity =
+            |parameters: &Parameters| Expert::new(&shape, parameters).unwrap().forward(&x, &t, &text).unwrap();
+        let (found, expected) = (velocity(&scattered), velocity(&grouped));
+        let difference = (&found - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(difference < 1e-4, "{difference}");
+        let gradients = found.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        for (name, variable) in &variables {
+            let gradient = gradients.get(variable).unwrap_or_else(|| panic!("{name} received no gradient"));
+            assert_eq!(gradient.dims(), [config.shapes()[name].iter().product::<usize>()], "{name}");
+        }
+    }
+}

@@ -91,7 +91,7 @@ pub struct Trainer {
     /// What the model computes with; the optimiser keeps it.
     parameters: Parameters,
     /// What is stored but not trained, f32.
-    frozen: BTreeMap<String, Tensor>,
+    frozen: Option<Tensor>,
     optimizer: Optimizer,
     /// Steps asked for. On a GPU one may have failed since it was last looked at; then no later one did anything.
     step: u64,
@@ -176,8 +176,7 @@ impl Trainer {
         device: &Device,
         parameters: Parameters,
     ) -> Result<Self, TrainError> {
-        let frozen = parameters.groups().get_key_value(FROZEN).into_iter();
-        let frozen = frozen.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        let frozen = parameters.group(FROZEN);
         let schedule = Schedule {
             learning_rate: settings.learning_rate,
             warmup_steps: settings.warmup_steps,
@@ -393,8 +392,8 @@ impl Trainer {
     /// Everything that the next step depends on, copied over what `state` held before: its memory is used again.
     pub fn copy_state(&self, state: &mut State) -> Result<(), TrainError> {
         let mut sources = self.optimizer.state()?;
-        for (name, tensor) in &self.frozen {
-            sources.insert(Kind::Parameter.of(name), Source::Tensor(tensor.clone()));
+        if let Some(frozen) = &self.frozen {
+            sources.insert(Kind::Parameter.of(FROZEN), Source::Tensor(frozen.clone()));
         }
         // A step that failed unseen and those after it changed nothing.
         state.step = self.optimizer.failure()?.map_or(self.step, |failure| failure.step - 1);

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Result, Tensor, bail};
 
-use super::launch::{ATTENTION, ATTENTION_TENSOR_CORES, Gpu, Launch, Module, Output, Spread, suffix};
+use super::launch::{ATTENTION, ATTENTION_TENSOR_CORES, Gpu, Launch, Module, Output, Spread, dense, suffix};
 
 /// The longest head that the kernels take.
 const HEAD_MAX: usize = 128;
@@ -42,7 +42,7 @@ struct Attention {
 
 /// As [`crate::operations::attend`].
 pub(crate) fn attend(query: &Tensor, key_value: &Tensor, heads: usize) -> Result<Tensor> {
-    let (query, key_value) = (query.contiguous()?, key_value.contiguous()?);
+    let (query, key_value) = (dense(query)?, dense(key_value)?);
     let (batch, queries, width) = query.dims3()?;
     let keys = key_value.dim(1)?;
     if key_value.dims() != [batch, keys, 2 * width] || key_value.dtype() != query.dtype() {
@@ -62,7 +62,7 @@ pub(crate) fn attend(query: &Tensor, key_value: &Tensor, heads: usize) -> Result
 
 /// As [`crate::operations::attend_within`].
 pub(crate) fn attend_within(projected: &Tensor, heads: usize) -> Result<Tensor> {
-    let projected = projected.contiguous()?;
+    let projected = dense(projected)?;
     let (batch, tokens, numbers) = projected.dims3()?;
     let width = numbers / 3;
     let places = Places { query_stride: numbers, key_stride: numbers, starts: [width, 2 * width] };

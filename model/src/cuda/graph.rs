@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::launch::Output;
+use super::launch::{Output, dense};
 
 impl Output {
     /// As what became of one tensor. `backward` takes what was read, what was written and its gradient, and gives the gradients of what was read.
@@ -74,7 +74,7 @@ where
     }
 
     fn bwd(&self, x: &Tensor, out: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let [dx] = (self.backward)([x], out, &gradient.contiguous()?)?;
+        let [dx] = (self.backward)([x], out, &dense(gradient)?)?;
         Ok(dx)
     }
 }
@@ -96,7 +96,7 @@ where
     }
 
     fn bwd(&self, x: &Tensor, y: &Tensor, out: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [dx, dy] = (self.backward)([x, y], out, &gradient.contiguous()?)?;
+        let [dx, dy] = (self.backward)([x, y], out, &dense(gradient)?)?;
         Ok((dx, dy))
     }
 }
@@ -141,7 +141,7 @@ where
         out: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dx, dy, dz] = (self.backward)([x, y, z], out, &gradient.contiguous()?)?;
+        let [dx, dy, dz] = (self.backward)([x, y, z], out, &dense(gradient)?)?;
         Ok((dx, dy, dz))
     }
 }

@@ -48,6 +48,15 @@ pub(crate) fn size(number: usize) -> Result<u32> {
     u32::try_from(number).map_err(|_| candle_core::Error::msg(format!("{number} is too large for a CUDA kernel")))
 }
 
+/// What vector loads ask of an address, bytes.
+const ALIGNMENT: usize = 16;
+
+/// A tensor as kernels read it: contiguous, and beginning where vector loads may.
+pub(crate) fn dense(tensor: &Tensor) -> Result<Tensor> {
+    let start_bytes = tensor.layout().start_offset() * tensor.dtype().size_in_bytes();
+    if start_bytes.is_multiple_of(ALIGNMENT) { tensor.contiguous() } else { tensor.force_contiguous() }
+}
+
 /// Where a contiguous tensor's numbers begin in the device's memory.
 pub(crate) fn address(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();

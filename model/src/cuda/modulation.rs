@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::launch::{Gpu, MODULATION, Spread, suffix};
+use super::launch::{Gpu, MODULATION, Spread, dense, suffix};
 use crate::sublayers::LAYER_NORM_EPSILON;
 
 /// Threads of a block that sums over tokens, as in the kernels.
@@ -50,7 +50,7 @@ impl Sizes {
 
 /// LN(x) (1 + scale) + shift.
 pub(crate) fn modulate(x: &Tensor, modulation: &Tensor) -> Result<Tensor> {
-    let (x, modulation) = (x.contiguous()?, modulation.contiguous()?);
+    let (x, modulation) = (dense(x)?, dense(modulation)?);
     let (sizes, gpu) = (Sizes::of(&x, &modulation, 2)?, Gpu::of(&x)?);
     let out = gpu.output(x.shape(), x.dtype())?;
     gpu.kernel(&MODULATION, &format!("modulate_{}", suffix(x.dtype())?))?
@@ -95,7 +95,7 @@ pub(crate) fn modulate(x: &Tensor, modulation: &Tensor) -> Result<Tensor> {
 
 /// x + y gate.
 pub(crate) fn gated(x: &Tensor, y: &Tensor, modulation: &Tensor) -> Result<Tensor> {
-    let (x, y, modulation) = (x.contiguous()?, y.contiguous()?, modulation.contiguous()?);
+    let (x, y, modulation) = (dense(x)?, dense(y)?, dense(modulation)?);
     let (sizes, gpu) = (Sizes::of(&x, &modulation, 3)?, Gpu::of(&x)?);
     if (x.shape(), x.dtype()) != (y.shape(), y.dtype()) {
         bail!("cannot add a gated {y:?} to {x:?}");

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Result, Tensor, bail};
 
-use super::launch::{Gpu, POINTWISE, Spread, suffix};
+use super::launch::{Gpu, POINTWISE, Spread, dense, suffix};
 
 /// Threads of a block that sums over rows, as in the kernels.
 const COLUMNS: usize = 32;
@@ -21,7 +21,7 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tenso
     if x.dim(D::Minus1)? != inputs || bias.dims() != [outputs] || x.elem_count() == 0 {
         bail!("cannot take x {:?} through a layer of {weight:?} and {bias:?}", x.shape());
     }
-    let x = x.contiguous()?;
+    let x = dense(x)?;
     let product = as_rows(&x.detach(), inputs)?.matmul(&weight.detach().t()?)?;
     let mut shape = x.dims().to_vec();
     shape[x.rank() - 1] = outputs;
@@ -78,7 +78,7 @@ fn row_sum(x: &Tensor) -> Result<Tensor> {
 
 /// GELU in its tanh form.
 pub(crate) fn gelu(x: &Tensor) -> Result<Tensor> {
-    let x = x.contiguous()?;
+    let x = dense(x)?;
     let count = x.elem_count();
     if count == 0 || !count.is_multiple_of(VECTOR) {
         bail!("the CUDA GELU takes numbers by {VECTOR}, not {:?}", x.shape());

@@ -62,7 +62,7 @@ impl AdamW {
         }
         let norm = square.sqrt();
         let (gradient_norm, loss) = (norm as f32, loss.to_scalar::<f32>()?);
-        if !norm.is_finite() || !loss.is_finite() {
+        if !gradient_norm.is_finite() || !loss.is_finite() {
             self.failure = Some(Failure { step, loss, gradient_norm });
         } else {
             let gradient_scale = (self.schedule.clip / norm).min(1.0) as f32;
