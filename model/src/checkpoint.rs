@@ -41,6 +41,9 @@ pub enum CheckpointError {
     /// A number is infinite or not a number.
     #[error("the tensor {0} holds numbers that are not finite: training had failed")]
     NotFinite(String),
+    /// A count of steps, batches or samples is none.
+    #[error("the {0} of the state is no count: these bytes were made up")]
+    Count(String),
     /// The bytes could not be written.
     #[error("cannot write the tensors: {0}")]
     Io(#[from] std::io::Error),

@@ -17,7 +17,7 @@ use crate::{
     parameters::{FROZEN, group_shapes},
 };
 
-/// The names of the counts, each stored as two numbers that f32 holds exactly.
+/// The names of the counts, each stored as two numbers that f32 holds exactly: whole, and below [`COUNT_BASE`].
 const STEP: &str = "step";
 const CURSOR: &str = "cursor";
 const MICRO_BATCH: &str = "micro_batch";
@@ -80,8 +80,10 @@ impl State {
     pub fn read(bytes: &[u8], config: &PartConfig) -> std::result::Result<Self, CheckpointError> {
         let mut numbers = checkpoint::read_numbers(bytes, &shapes(config))?;
         let mut count = |name: &str| match numbers.remove(name).as_deref() {
-            Some([high, low]) => Ok(*high as u64 * COUNT_BASE + *low as u64),
-            _ => Err(CheckpointError::Missing(name.to_owned())),
+            Some([high, low]) if [high, low].iter().all(|it| is_digit(**it)) => {
+                Ok(*high as u64 * COUNT_BASE + *low as u64)
+            }
+            _ => Err(CheckpointError::Count(name.to_owned())),
         };
         let (step, cursor, micro_batch) = (count(STEP)?, count(CURSOR)?, count(MICRO_BATCH)? as usize);
         Ok(Self { step, cursor, micro_batch, numbers })
@@ -154,6 +156,11 @@ impl State {
     }
 }
 
+/// True for a number that a count is written with.
+fn is_digit(number: f32) -> bool {
+    number.fract() == 0.0 && (0.0..COUNT_BASE as f32).contains(&number)
+}
+
 /// Names and shapes of everything in a state.
 fn shapes(config: &PartConfig) -> Shapes {
     let mut shapes = Shapes::new();
@@ -166,4 +173,35 @@ fn shapes(config: &PartConfig) -> Shapes {
     }
     shapes.extend([STEP, CURSOR, MICRO_BATCH].map(|name| (name.to_owned(), vec![2])));
     shapes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ExpertConfig;
+
+    #[test]
+    fn counts_that_are_none_are_refused() {
+        let (channels, size, patch, width, depth, heads, text_tokens, text_width) = (1, 2, 2, 4, 1, 1, 1, 1);
+        let expert = ExpertConfig { channels, size, patch, width, depth, heads, text_tokens, text_width };
+        let config = PartConfig::Expert(expert);
+        let mut state = State { step: 3_000_000, cursor: 3_000_007, micro_batch: 4, ..State::default() };
+        for (name, shape) in shapes(&config).into_iter().filter(|(name, _)| name.contains('.')) {
+            state.numbers.insert(name, vec![0.5; shape[0]]);
+        }
+        let bytes = state.to_bytes().unwrap();
+        assert_eq!(bytes.len() as u64, State::bytes_of(&config).unwrap());
+        let read = State::read(&bytes, &config).unwrap();
+        assert_eq!((read.step, read.cursor, read.micro_batch), (3_000_000, 3_000_007, 4));
+        // The step is the last tensor, and two numbers long.
+        for bad in [-1.0, 0.5, COUNT_BASE as f32, f32::MAX] {
+            let mut strange = bytes.clone();
+            let end = strange.len();
+            strange[end - 4..].copy_from_slice(&f32::to_le_bytes(bad));
+            assert!(
+                matches!(State::read(&strange, &config), Err(CheckpointError::Count(name)) if name == STEP),
+                "{bad}"
+            );
+        }
+    }
 }

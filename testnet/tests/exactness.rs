@@ -17,7 +17,7 @@ use paris_testnet::process::NodeProcess;
 /// Generous, since the machine may be busy: a condition is waited for, never a time.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Steps at which the run's parts are finished.
-const STEPS: &str = "4000";
+const STEPS: &str = "1000";
 const PART: &str = "expert-0";
 const KILLS_MAX: usize = 4;
 /// Between two looks at a folder.

@@ -19,7 +19,7 @@ use super::part::{PART, Pictures, begin, step};
 /// Kills over all runs.
 const KILLS: usize = 200;
 /// Steps of a run.
-const STEPS: u64 = 200;
+const STEPS: u64 = 60;
 /// Steps between two snapshots, so that one is being written most of the time.
 const SNAPSHOT_STEPS: u64 = 3;
 /// The longest a child trains before it is killed, microseconds.

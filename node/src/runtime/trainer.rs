@@ -246,3 +246,83 @@ impl Recorder {
         let _ = self.events.try_send(TrainerEvent::Recorded(self.part, line));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use paris_model::{
+        config::ExpertConfig,
+        data::Shard,
+        text::{HashedText, TextEncoder},
+    };
+    use paris_protocol::{hash::Hash, manifest::RunId};
+
+    use super::*;
+    use crate::{history::summary::Summary, store::DataDir};
+
+    /// A part whose every caption is dropped in favour of one that is no number.
+    fn broken_job(folder: &std::path::Path) -> Job {
+        let encoder = Arc::new(HashedText { tokens: 2, width: 4 });
+        let path = folder.join("shard");
+        let shard = Shard::new(4, 4, vec![7; 8 * 48], vec!["grey".to_owned(); 8]).unwrap();
+        std::fs::write(&path, shard.write().unwrap()).unwrap();
+        let open = || Dataset::open(vec![(path.clone(), 0)], encoder.clone()).unwrap();
+        let text = encoder.encode(&[""], &paris_model::Device::Cpu).unwrap();
+        let (tokens, pooled) = ((text.tokens * f64::NAN).unwrap(), text.pooled);
+        Job {
+            part: Part::Expert(0),
+            config: PartConfig::Expert(ExpertConfig {
+                channels: 3,
+                size: 4,
+                patch: 2,
+                width: 16,
+                depth: 1,
+                heads: 2,
+                text_tokens: 2,
+                text_width: 4,
+            }),
+            settings: TrainSettings {
+                batch: 4,
+                learning_rate: 1e-3,
+                warmup_steps: 1,
+                clip: 1.0,
+                ema_decay: 0.9,
+                caption_drop: 1.0,
+            },
+            key: [1; 32],
+            null_text: Text { tokens, pooled },
+            state: None,
+            state_is_own: false,
+            train: Arc::new(open()),
+            held_out: open(),
+            steps: 0,
+            checkpoint_every: Duration::from_secs(3600),
+            device: DeviceChoice::Cpu,
+        }
+    }
+
+    #[test]
+    fn a_part_that_goes_on_failing_ends_with_the_reason_in_its_history() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = Places::new(DataDir::new(folder.path()), RunId(Hash::of(b"run")), Duration::ZERO);
+        let (events, mut said) = mpsc::channel(32);
+        let _handle = start(broken_job(folder.path()), places.clone(), Memory::new(Some(1 << 30)), events).unwrap();
+        let mut recorded = Vec::new();
+        let reason = loop {
+            match said.blocking_recv().unwrap() {
+                TrainerEvent::Recorded(_, line) => recorded.push(line),
+                TrainerEvent::Failed(part, reason) => {
+                    assert_eq!(part, Part::Expert(0));
+                    break reason;
+                }
+                _ => {}
+            }
+        };
+        assert!(reason.contains("loss NaN") && reason.contains("gives up"), "{reason}");
+        let lines = places.history().lines("expert-0").unwrap();
+        assert_eq!(lines, recorded);
+        let failures = lines.iter().filter(|line| matches!(line, Line::Event(event) if event.is_failure())).count();
+        assert_eq!(failures, paris_model::durable::FALLBACKS_MAX as usize);
+        let shown = Summary::of(lines).to_string();
+        assert!(shown.contains("3 of 3 times") && shown.contains("passed over"), "{shown}");
+    }
+}
