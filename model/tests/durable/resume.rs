@@ -1,7 +1,7 @@
 //! Where training begins: at the named state, or at the snapshot that has gone further from it.
 
 use paris_model::{
-    durable::{Durable, Origin},
+    durable::{Durable, Origin, SUPERSEDED_MAX},
     snapshot::Snapshots,
 };
 
@@ -46,6 +46,23 @@ fn a_snapshot_is_used_for_the_states_that_it_went_on_from_and_for_no_other() {
     assert_eq!(steps_and_origin(&snapshots, Some(&theirs)), (3, true));
     // And the older one is still there for whoever is told to go on from the older state.
     assert_eq!(steps_and_origin(&snapshots, Some(&second)), (6, true));
+}
+
+/// As a node without a quorum does, which publishes and signs nothing.
+#[test]
+fn a_snapshot_is_used_however_much_was_published_in_vain() {
+    let folder = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::new(folder.path(), PART);
+    let mut owner = begin(&snapshots, None);
+    let named = publish(&mut owner);
+    for _ in 0..2 * SUPERSEDED_MAX {
+        step(&mut owner, &Default::default());
+        publish(&mut owner);
+    }
+    advance(&mut owner, 1);
+    let reached = owner.trainer().step_count();
+    drop(owner);
+    assert_eq!(steps_and_origin(&snapshots, Some(&named)), (reached, true));
 }
 
 #[test]

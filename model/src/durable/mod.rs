@@ -1,22 +1,21 @@
 //! Training that loses no step: snapshots beside it, and back to the last one where a step fails.
 //!
-//! **Where training begins.** A caller names a published state to go on from, or none. The part's own latest snapshot is used instead if it is whole, of the
-//! same run and part, and lists that state among those it *supersedes*: the state its training once began from, and those it has published
-//! since. Then whoever trains from the named state would do again what the snapshot has done already. Nothing else is compared, neither claims nor
-//! clocks nor steps: if another owner's checkpoint is named, it is not in the list, and a snapshot from before that owner's time is left aside; if this
-//! node's own last checkpoint was written and never signed, the one before it is named, and is in the list. Where no state is named there
-//! is none to be had, and any snapshot of the run's part is better than beginning anew.
+//! Where training begins is told in [`beginning`].
 //!
 //! **Where a step fails.** A loss or gradient that is not finite sends training back to the last snapshot. A batch that fails for the first time is
 //! tried again: every step follows from the state, so if it goes through, this machine had computed wrong. A batch that fails twice is passed over
-//! with those before it since the snapshot (as PaLM did at loss spikes; Chowdhery et al. 2022, section 5.1), by moving the *cursor*, which is part of the state: so
-//! whoever goes on from a later state goes on with the same bits. After [`FALLBACKS_MAX`] times within [`FORGIVEN_AFTER_STEPS`] steps
+//! with those before it since the snapshot (as PaLM did at loss spikes; Chowdhery et al. 2022, section 5.1), by moving the *cursor*, which is part of
+//! the state: so whoever goes on from a later state goes on with the same bits. After [`FALLBACKS_MAX`] times within [`FORGIVEN_AFTER_STEPS`] steps
 //! training gives up.
+
+pub mod beginning;
 
 use std::fmt::{self, Display};
 
 use candle_core::Device;
 
+pub use self::beginning::{Beginning, Origin};
+use self::beginning::{complain, name_of, start_writer};
 use crate::{
     batch::{BatchSource, Text},
     config::PartConfig,
@@ -31,7 +30,7 @@ use crate::{
 pub const FALLBACKS_MAX: u32 = 3;
 /// Steps beyond a failure after which it no longer counts.
 pub const FORGIVEN_AFTER_STEPS: u64 = 1000;
-/// Published states that a snapshot lists as superseded; the oldest are left out.
+/// Published states that a snapshot lists as superseded: the first, and the latest.
 pub const SUPERSEDED_MAX: usize = 16;
 
 /// Training that cannot go on, after all that could be done.
@@ -71,20 +70,6 @@ impl Setup {
             None => Trainer::new(config.clone(), *settings, key, null_text, device),
         }
     }
-}
-
-/// Where training began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// At the part's beginning.
-    Beginning,
-    /// From the published state that was named.
-    Published,
-    /// From this machine's own snapshot.
-    Snapshot {
-        /// Threads that wrote it.
-        threads: usize,
-    },
 }
 
 /// What became of a step.
@@ -142,81 +127,6 @@ pub struct Durable {
 struct Failed {
     step: u64,
     cursor: u64,
-}
-
-/// Where a part's training begins: chosen, and not yet begun.
-pub struct Beginning {
-    setup: Setup,
-    run: String,
-    snapshots: Snapshots,
-    writer: Option<(SnapshotWriter, SnapshotLock)>,
-    problem: Option<String>,
-    state: Option<State>,
-    origin: Origin,
-    supersedes: Vec<String>,
-}
-
-impl Beginning {
-    /// Chooses as the module says: `published`, the bytes of a published state, the own snapshot that supersedes it, or anew.
-    pub fn choose(
-        setup: Setup,
-        run: &str,
-        snapshots: Snapshots,
-        published: Option<Vec<u8>>,
-    ) -> Result<Self, DurableError> {
-        setup.config.validate().map_err(TrainError::from)?;
-        // Before anything is read: another trainer of this part may be about to write its last.
-        let (writer, problem) = match start_writer(&snapshots) {
-            Ok(started) => (Some(started), None),
-            Err(error) => (None, Some(complain(&error))),
-        };
-        let named = published.as_ref().map(|state| blake3::hash(state).to_hex().to_string());
-        let fits =
-            |header: &Header| header.run == run && named.as_ref().is_none_or(|named| header.supersedes.contains(named));
-        let (state, origin, supersedes) = match snapshots.latest(&setup.config, fits) {
-            Some((Header { threads, supersedes, .. }, state)) => {
-                (Some(state), Origin::Snapshot { threads }, supersedes)
-            }
-            None => {
-                let state = published.map(|bytes| State::read(&bytes, &setup.config)).transpose();
-                let state = state.map_err(TrainError::from)?;
-                let origin = if state.is_some() { Origin::Published } else { Origin::Beginning };
-                (state, origin, named.into_iter().collect())
-            }
-        };
-        let now = rayon::current_num_threads();
-        if let Origin::Snapshot { threads } = origin
-            && threads != now
-        {
-            tracing::warn!(
-                "the snapshot was trained on {threads} threads and this is {now}: training goes on, equal within rounding and not to the bit"
-            );
-        }
-        Ok(Self { setup, run: run.to_owned(), snapshots, writer, problem, state, origin, supersedes })
-    }
-
-    /// Where training begins.
-    pub fn origin(&self) -> Origin {
-        self.origin
-    }
-
-    /// The trainer as it is there.
-    pub fn trainer(&self) -> Result<Trainer, TrainError> {
-        self.setup.trainer(self.state.as_ref())
-    }
-
-    /// Begins, with a trainer made here that may have been given another micro-batch. Where it is not a snapshot that it goes on from, one is written at
-    /// once, so that there is something to go back to.
-    pub fn train(self, trainer: Trainer) -> Result<Durable, DurableError> {
-        let Self { setup, run, snapshots, writer, problem, origin, supersedes, .. } = self;
-        let (written, fallbacks, failed) = (None, 0, None);
-        let mut durable =
-            Durable { setup, run, trainer, origin, snapshots, writer, supersedes, written, problem, fallbacks, failed };
-        if !matches!(origin, Origin::Snapshot { .. }) {
-            durable.snapshot()?;
-        }
-        Ok(durable)
-    }
 }
 
 impl Durable {
@@ -381,21 +291,9 @@ impl Durable {
 
     /// The state `bytes` of this moment are being published: whoever is told to go on from them may go on from any later snapshot.
     pub fn published(&mut self, bytes: &[u8]) {
-        self.supersedes.push(blake3::hash(bytes).to_hex().to_string());
+        self.supersedes.push(name_of(bytes));
+        // The first stays: of what a node without a quorum publishes nothing is signed, and where it began is what is named again.
         let surplus = self.supersedes.len().saturating_sub(SUPERSEDED_MAX);
-        self.supersedes.drain(..surplus);
+        self.supersedes.drain(1..1 + surplus);
     }
-}
-
-/// Takes the part's snapshots for this trainer and starts the thread that writes them.
-fn start_writer(snapshots: &Snapshots) -> Result<(SnapshotWriter, SnapshotLock), SnapshotError> {
-    let lock = snapshots.lock()?;
-    let writer = SnapshotWriter::start(snapshots.clone());
-    Ok((writer.map_err(|error| SnapshotError::Io { path: "the thread that writes".into(), error })?, lock))
-}
-
-/// Says an error that does not stop training, and returns it as text.
-fn complain(error: &SnapshotError) -> String {
-    tracing::error!("no snapshot is written: {error}");
-    error.to_string()
 }
