@@ -124,7 +124,8 @@ impl DeviceChoice {
     fn guarded(self, open: impl FnOnce() -> candle_core::Result<Device>) -> Result<Device, DeviceError> {
         let reason = match catch_unwind(AssertUnwindSafe(open)) {
             Ok(Ok(device)) => return Ok(device),
-            Ok(Err(error)) => error.to_string(),
+            // candle's errors may carry a backtrace, which helps nobody here.
+            Ok(Err(error)) => error.to_string().lines().next().unwrap_or_default().to_owned(),
             Err(_) => "its driver's library is missing".to_owned(),
         };
         Err(DeviceError::Unusable { choice: self, reason })

@@ -7,7 +7,7 @@ use candle_nn::loss::mse;
 
 use crate::{
     batch::{Batch, BatchSource, Text},
-    config::{ExpertConfig, PartConfig},
+    config::{ExpertConfig, PartConfig, RouterConfig},
     device::DeviceChoice,
     expert::Expert,
     operations::{Linear, attend, attend_within, gated, gelu, modulate},
@@ -253,11 +253,18 @@ impl BatchSource for Noise {
 #[test]
 fn a_part_moves_from_cuda_to_the_cpu_and_back() {
     let Some(device) = device() else { return };
-    let part = PartConfig::Expert(config());
+    let (width, depth, heads, caption_width) = (48, 1, 3, Some(12));
+    let router = RouterConfig { channels: 3, size: 8, patch: 2, width, depth, heads, clusters: 2, caption_width };
+    for part in [PartConfig::Expert(config()), PartConfig::Router(router)] {
+        moves(&part, &device);
+    }
+}
+
+fn moves(part: &PartConfig, device: &Device) {
     let settings =
         TrainSettings { batch: 2, learning_rate: 1e-3, warmup_steps: 2, clip: 1.0, ema_decay: 0.9, caption_drop: 0.5 };
     let null = Noise.batch(&[0], &Device::Cpu).unwrap().text;
-    let mut trainer = Trainer::new(part.clone(), settings, &[7; 32], &null, &device).unwrap();
+    let mut trainer = Trainer::new(part.clone(), settings, &[7; 32], &null, device).unwrap();
     let losses: Vec<f32> = (1..=READ_EVERY).map(|_| trainer.step(&Noise).unwrap().loss).collect();
     let unread = &losses[..losses.len() - 1];
     assert!(unread.iter().all(|loss| *loss == losses[0]) && losses.last() != losses.first(), "{losses:?}");
@@ -274,5 +281,5 @@ fn a_part_moves_from_cuda_to_the_cpu_and_back() {
     assert!((here / there - 1.0).abs() < 2e-2, "held-out loss {here} on CUDA, {there} on the CPU");
     on_cpu.step(&Noise).unwrap();
     let state = on_cpu.state().unwrap();
-    assert!(resume(&device, &state).state().unwrap() == state, "CUDA reads another state");
+    assert!(resume(device, &state).state().unwrap() == state, "CUDA reads another state");
 }
