@@ -7,4 +7,5 @@ mod bounds;
 mod codec;
 mod golden;
 mod merge;
+mod mixture;
 mod values;
