@@ -9,3 +9,4 @@ mod golden;
 mod merge;
 mod mixture;
 mod values;
+mod versions;
