@@ -6,6 +6,7 @@
 pub mod api;
 pub mod blobs;
 pub mod cli;
+pub mod hex;
 pub mod network;
 pub mod runtime;
 pub mod sampling;

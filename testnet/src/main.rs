@@ -3,7 +3,7 @@
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use paris_testnet::{demo::Demo, process::NODE, sim::Sim};
+use paris_testnet::{bench::Bench, demo::Demo, process::NODE, sim::Sim};
 
 /// The same allocator as the node's: child processes are this program.
 #[global_allocator]
@@ -21,6 +21,8 @@ struct Cli {
 enum Command {
     Demo(Demo),
     Sim(Sim),
+    #[command(subcommand)]
+    Bench(Bench),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo(demo) => demo.run(),
         Command::Sim(sim) => sim.run(),
+        Command::Bench(bench) => bench.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -16,14 +16,17 @@ use paris_protocol::{
     codec::Wire,
     hash::Hash,
     identity::NodeId,
-    manifest::{Manifest, Shard},
+    manifest::{Manifest, RunId, Shard},
     part::Part,
     signed::Verified,
     ticket::{Seed, Ticket},
 };
 
 use super::{AssembledPart, addresses, recipe, trainer::Job};
-use crate::blobs::{Blobs, BlobsError, FetchRequest, Size};
+use crate::{
+    blobs::{Blobs, BlobsError, FetchRequest, Size},
+    hex,
+};
 
 /// Tags of blobs whose checkpoint has no name yet.
 pub(super) const NEW: &str = "new/";
@@ -61,6 +64,23 @@ impl BlobWork {
         self.blobs.shutdown().await;
     }
 
+    pub(super) fn blobs(&self) -> &Blobs {
+        &self.blobs
+    }
+
+    pub(super) fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    pub(super) fn run(&self) -> RunId {
+        self.ticket.run
+    }
+
+    /// Peers that the ticket names.
+    pub(super) fn seeds(&self) -> impl Iterator<Item = NodeId> {
+        self.ticket.seeds.iter().map(|seed| seed.node)
+    }
+
     /// A ticket that names this node first, then the seeds it joined with.
     pub(super) fn ticket(&self, node: NodeId, listening: &[Multiaddr]) -> Ticket {
         let this = Seed { node, gossip: addresses::for_ticket(listening), blobs: self.blobs.addresses() };
@@ -70,8 +90,7 @@ impl BlobWork {
     }
 
     pub(super) fn manifest_hex(&self) -> String {
-        let bytes = self.manifest.to_bytes().unwrap_or_default();
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(&self.manifest.to_bytes().unwrap_or_default())
     }
 
     /// Puts a checkpoint that was trained here into the store, durably.
@@ -153,7 +172,8 @@ impl BlobWork {
         })
     }
 
-    async fn check_weights(&self, config: PartConfig, weights: Blob, max: u64) -> anyhow::Result<()> {
+    /// Checks that weights in the store are those of a model of this configuration.
+    pub(super) async fn check_weights(&self, config: PartConfig, weights: Blob, max: u64) -> anyhow::Result<()> {
         let bytes = self.blobs.bytes(weights.hash.0, max).await?;
         tokio::task::spawn_blocking(move || Parameters::load(&config, &bytes, &Device::Cpu).map(drop)).await??;
         Ok(())
@@ -199,8 +219,7 @@ impl BlobWork {
 
     /// Shards from the store, or else from any peer. Whoever fetched a shard keeps and serves it.
     async fn gather(&self, shards: &[(Shard, u32)], peers: &[NodeId]) -> anyhow::Result<Vec<(Vec<u8>, u32)>> {
-        let seeds = self.ticket.seeds.iter().map(|seed| seed.node);
-        let providers: Vec<_> = seeds.chain(peers.iter().copied()).collect();
+        let providers: Vec<_> = self.seeds().chain(peers.iter().copied()).collect();
         let mut gathered = Vec::new();
         for (shard, label) in shards {
             self.gather_one(shard, &providers).await?;
