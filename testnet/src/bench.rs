@@ -277,7 +277,7 @@ mod tests {
     fn a_busy_threads_time_is_its_own_and_the_processs() {
         let me = std::process::id();
         let before = cpu_of_process(me).unwrap();
-        let busy = || {
+        let busy = move || {
             let mine = || cpu_of_threads(me).unwrap().into_values().find(|(name, _)| name == "busy").unwrap().1;
             while mine() < 0.2 {}
             mine()

@@ -146,12 +146,12 @@ impl NodeProcess {
 
     /// The running node's status; none while it cannot answer.
     pub fn status(&self) -> Option<Status> {
+        let client = Client::of(&self.dir)?;
         if self.namespace.is_some() {
             // Its local API listens where this process cannot reach it.
             let said = self.call(["status", "--json"]).ok().filter(|said| said.status.success())?;
             return serde_json::from_slice(&said.stdout).ok().filter(|status: &Status| status.running);
         }
-        let client = Client::of(&self.dir)?;
         self.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(5), client.status()).await.ok()?.ok() })
     }
 
