@@ -38,7 +38,10 @@ pub enum Bench {
     Network(Network),
 }
 
-/// One node trains an expert and publishes every checkpoint, weights and state, to all its peers. Linux only.
+/// One node trains an expert and publishes every checkpoint: all its peers fetch the weights, and the replicas among them the resumable state. Linux only.
+///
+/// The trainer should have a core to itself: what the network costs goes with time, so a trainer that waits for a core makes it look dear. How much
+/// of a core it had is printed.
 ///
 /// Example: paris-testnet bench network --shape 192x6 --minutes 3 --json
 #[derive(Args)]
@@ -47,9 +50,13 @@ pub struct Network {
     #[arg(long, value_enum, default_value = "192x6")]
     shape: Shape,
 
-    /// Peers that keep every checkpoint.
+    /// Peers that keep every checkpoint's weights.
     #[arg(long, default_value_t = 8)]
     peers: usize,
+
+    /// Peers of these that keep its resumable state too, which is four times as large.
+    #[arg(long, default_value_t = 2)]
+    replicas: usize,
 
     /// Minutes to measure.
     #[arg(long, default_value_t = 3.0)]
@@ -88,8 +95,10 @@ impl Shape {
 /// What was measured.
 #[derive(Serialize)]
 struct Report {
-    /// Peers that kept every checkpoint.
+    /// Peers that kept every checkpoint's weights.
     peers: usize,
+    /// Those of them that kept its state too.
+    replicas: usize,
     /// Length of the measurement, seconds.
     wall_s: f64,
     /// Optimiser steps in it.
@@ -104,6 +113,10 @@ struct Report {
     other_cpu_s: f64,
     /// The second over the first.
     network_share: f64,
+    /// CPU time of the trainer over wall time: 1 if it had a core to itself.
+    trainer_cores: f64,
+    /// CPU time of all other threads over wall time.
+    other_cores: f64,
     /// CPU time of the trainer a step, held-out measurements and checkpoints included, milliseconds.
     trainer_cpu_ms_a_step: f64,
     /// Median CPU time of a step without any network, by `bench train`, milliseconds.
@@ -141,7 +154,7 @@ impl Network {
         let prepared = root.join("prepared");
         let prepared = prepared.to_str().context("the temporary folder has a name that is not UTF-8")?;
         trainer.answer(["data", "prepare", BUNDLED_PICTURES, "--out", prepared, "--size", "16", "--clusters", "1"])?;
-        let (replicas, checkpoint_ms) = (self.peers.to_string(), self.checkpoint_ms.to_string());
+        let (replicas, checkpoint_ms) = (self.replicas.to_string(), self.checkpoint_ms.to_string());
         let mut new = vec!["manifest", "new", "--data", prepared, "--batch", BATCH];
         new.extend(["--replicas", &replicas, "--checkpoint-ms", &checkpoint_ms]);
         new.extend(self.shape.arguments());
@@ -153,6 +166,10 @@ impl Network {
         for peer in peers.iter_mut() {
             peer.answer(["join", &ticket])?;
             peer.run(&["--capacity", "1"])?;
+        }
+        for peer in peers.iter_mut() {
+            peer.wait_until("it runs", PATIENCE, |_| true)?;
+            peer.mirror()?;
         }
         eprintln!("waiting until every peer holds a checkpoint");
         let everyone = self.peers + 1;
@@ -177,6 +194,7 @@ impl Network {
             let id = expert(&status).and_then(|part| part.checkpoint.as_ref()).map(|it| it.id.clone());
             published.extend(id.filter(|id| !published.contains(id)));
         }
+        let wall_s = started.elapsed().as_secs_f64();
         let (last, total) = (look(trainer)?, cpu_of_process(process)? - cpu_before);
         seen.extend(cpu_of_threads(process)?);
         let mut threads = BTreeMap::new();
@@ -191,13 +209,16 @@ impl Network {
         let other_cpu_s = (total - trainer_cpu_s).max(0.0);
         Ok(Report {
             peers: self.peers,
-            wall_s: started.elapsed().as_secs_f64(),
+            replicas: self.replicas,
+            wall_s,
             steps,
             checkpoints: published.len(),
             holders: most,
             trainer_cpu_s,
             other_cpu_s,
             network_share: other_cpu_s / trainer_cpu_s,
+            trainer_cores: trainer_cpu_s / wall_s,
+            other_cores: other_cpu_s / wall_s,
             trainer_cpu_ms_a_step: 1e3 * trainer_cpu_s / steps as f64,
             bare_cpu_ms_a_step: f64::NAN,
             threads,
@@ -229,6 +250,7 @@ impl Network {
             println!("{name:<18} {cpu:>10.3}");
         }
         println!("trainer {trainer_cpu_s:.2} s, everything else {other_cpu_s:.2} s: {:.2} %", 100.0 * network_share);
+        println!("the trainer had {:.2} cores, everything else {:.3}", report.trainer_cores, report.other_cores);
         let (with, bare) = (report.trainer_cpu_ms_a_step, report.bare_cpu_ms_a_step);
         println!("a step takes {with:.1} ms of CPU, checkpoints included, and {bare:.1} ms without a network");
         Ok(())

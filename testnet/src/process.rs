@@ -155,6 +155,13 @@ impl NodeProcess {
         self.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(5), client.status()).await.ok()?.ok() })
     }
 
+    /// Lets the running node keep the weights of every part from now on, as one that samples does.
+    pub fn mirror(&self) -> anyhow::Result<()> {
+        let client = Client::of(&self.dir).with_context(|| format!("{} does not run", self.name))?;
+        self.runtime.block_on(client.assembly())?;
+        Ok(())
+    }
+
     /// Waits until the node's status satisfies `condition`; an error names `what` and shows the last status.
     pub fn wait_until(
         &mut self,

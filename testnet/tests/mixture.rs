@@ -66,7 +66,8 @@ fn a_mixture_draws_the_same_picture_anywhere_and_after_the_run_went_on() {
 
     artist.answer(["mixture", "drop", &hash]).unwrap();
     assert!(!artist.answer(["mixture", "show"]).unwrap().contains(&hash));
-    let output = artist.call(["sample", "a red heart", "--wait", "1", "--mixture", &hash]).unwrap();
+    let nobodys = "0".repeat(64);
+    let output = artist.call(["sample", "a red heart", "--wait", "1", "--mixture", &nobodys]).unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("is one of these nodes online"), "{said}");
 }

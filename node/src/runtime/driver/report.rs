@@ -42,7 +42,7 @@ impl Driver {
     pub(super) fn holders_first(&self, id: Option<CheckpointId>) -> Vec<NodeId> {
         let holds = |node: &NodeId| id.is_some_and(|id| self.agent.peers()[node].presence.holds.contains(&id));
         let (mut holders, mut others): (Vec<_>, Vec<_>) = self.agent.peers().keys().copied().partition(holds);
-        let turn = others.len().checked_sub(1).map_or(0, |last| self.now().as_secs() as usize % (last + 1));
+        let turn = self.now().as_secs() as usize % others.len().max(1);
         others.rotate_left(turn);
         holders.append(&mut others);
         holders
