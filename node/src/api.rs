@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{Path, Request, State},
+    extract::{Path as UrlPath, Request, State},
     http::{
         Method, StatusCode,
         header::{AUTHORIZATION, HOST},
@@ -17,13 +17,15 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
+use paris_protocol::{codec::Wire, hash::Hash, mixture::Mixture};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    hex,
     history::{PartHistory, thinned},
-    runtime::{Assembly, NodeError, NodeHandle},
+    runtime::{Assembly, KeepError, NodeError, NodeHandle},
     status::Status,
     store::{DataDir, write_private},
 };
@@ -32,6 +34,11 @@ use crate::{
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Intervals of a history that are served at most; the older are merged.
 const HISTORY_LINES_MAX: usize = 2000;
+
+/// The answer to what may be possible later; its body says why.
+const NOT_YET: StatusCode = StatusCode::NOT_FOUND;
+/// The answer to what is not possible; its body says why.
+const REFUSED: StatusCode = StatusCode::UNPROCESSABLE_ENTITY;
 
 /// What `api.json` holds.
 #[derive(Serialize, Deserialize)]
@@ -49,6 +56,12 @@ pub enum ApiError {
     /// The running node did not answer as expected.
     #[error("the running node does not answer ({0}): it may be starting or stopping; try again in a moment")]
     Call(String),
+    /// The running node cannot do what was asked, for now.
+    #[error("{0}")]
+    NotYet(String),
+    /// The running node cannot do what was asked.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// Serves the API until the process ends. `api.json` is in place when this returns.
@@ -64,6 +77,8 @@ pub async fn serve(dir: &DataDir, handle: NodeHandle) -> Result<(), ApiError> {
         .route("/manifest", get(manifest))
         .route("/assembly", post(assembly))
         .route("/v1/history/{part}", get(history))
+        .route("/mixtures", get(mixtures).post(keep_mixture))
+        .route("/mixtures/{hash}", post(mixture).delete(drop_mixture))
         .layer(middleware::from_fn_with_state(expected, require_token))
         .with_state(handle);
     tokio::spawn(async move {
@@ -109,7 +124,10 @@ async fn assembly(State(handle): State<NodeHandle>) -> Result<Json<Assembly>, St
 }
 
 /// A part's history, thinned to what a page can show; empty for a part that was never trained here.
-async fn history(State(handle): State<NodeHandle>, Path(part): Path<String>) -> Result<Json<PartHistory>, StatusCode> {
+async fn history(
+    State(handle): State<NodeHandle>,
+    UrlPath(part): UrlPath<String>,
+) -> Result<Json<PartHistory>, StatusCode> {
     // A name that is none could lead out of the folder.
     if !part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
         return Err(StatusCode::NOT_FOUND);
@@ -119,6 +137,53 @@ async fn history(State(handle): State<NodeHandle>, Path(part): Path<String>) -> 
     match lines {
         Ok(Ok((lines, part))) => Ok(Json(PartHistory::new(part, thinned(lines, HISTORY_LINES_MAX)))),
         Ok(Err(_)) | Err(_) => Err(StatusCode::INTERNAL_SERVER_ERROR),
+    }
+}
+
+async fn mixtures(State(handle): State<NodeHandle>) -> Json<Vec<String>> {
+    Json(handle.mixtures().iter().map(Hash::to_string).collect())
+}
+
+async fn keep_mixture(State(handle): State<NodeHandle>, body: String) -> Result<Json<String>, Refusal> {
+    let bytes = hex::decode(&body).ok_or_else(|| Refusal::Never("a mixture comes in hexadecimal".to_owned()))?;
+    let mixture = Mixture::from_bytes(&bytes).map_err(|error| Refusal::Never(error.to_string()))?;
+    Ok(Json(handle.keep_mixture(&mixture).await?.to_string()))
+}
+
+async fn mixture(State(handle): State<NodeHandle>, UrlPath(hash): UrlPath<String>) -> Result<Json<Assembly>, Refusal> {
+    Ok(Json(handle.mixture(name(&hash)?).await?))
+}
+
+async fn drop_mixture(State(handle): State<NodeHandle>, UrlPath(hash): UrlPath<String>) -> Result<Json<bool>, Refusal> {
+    Ok(Json(handle.drop_mixture(name(&hash)?).await?))
+}
+
+fn name(hash: &str) -> Result<Hash, Refusal> {
+    hash.parse().map_err(|error: paris_protocol::hash::NotAHash| Refusal::Never(error.to_string()))
+}
+
+/// Why something is not done, for the operator to read.
+enum Refusal {
+    /// It may be possible later.
+    NotYet(String),
+    Never(String),
+}
+
+impl From<KeepError> for Refusal {
+    fn from(error: KeepError) -> Self {
+        match error {
+            KeepError::Unavailable { .. } => Self::NotYet(error.to_string()),
+            _ => Self::Never(error.to_string()),
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        match self {
+            Self::NotYet(why) => (NOT_YET, why).into_response(),
+            Self::Never(why) => (REFUSED, why).into_response(),
+        }
     }
 }
 
@@ -153,25 +218,46 @@ impl Client {
 
     /// The node's view of its run.
     pub async fn status(&self) -> Result<Status, ApiError> {
-        self.call(Method::GET, "/status").await
+        self.call(Method::GET, "/status", String::new()).await
     }
 
     /// The run's manifest, as its bytes in hexadecimal.
     pub async fn manifest_hex(&self) -> Result<String, ApiError> {
-        self.call(Method::GET, "/manifest").await
+        self.call(Method::GET, "/manifest", String::new()).await
     }
 
     /// How the training of a part went on the node's machine.
     pub async fn history(&self, part: &str) -> Result<PartHistory, ApiError> {
-        self.call(Method::GET, &format!("/v1/history/{part}")).await
+        self.call(Method::GET, &format!("/v1/history/{part}"), String::new()).await
     }
 
     /// The mixture as far as the node has it; see [`NodeHandle::assembly`].
     pub async fn assembly(&self) -> Result<Assembly, ApiError> {
-        self.call(Method::POST, "/assembly").await
+        self.call(Method::POST, "/assembly", String::new()).await
     }
 
-    async fn call<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, ApiError> {
+    /// The mixtures that the node keeps, by their names.
+    pub async fn mixtures(&self) -> Result<Vec<String>, ApiError> {
+        self.call(Method::GET, "/mixtures", String::new()).await
+    }
+
+    /// Has the node keep a mixture whose weights it holds; see [`NodeHandle::keep_mixture`].
+    pub async fn keep_mixture(&self, mixture: &Mixture) -> Result<String, ApiError> {
+        let bytes = mixture.to_bytes().map_err(|error| ApiError::Refused(error.to_string()))?;
+        self.call(Method::POST, "/mixtures", hex::encode(&bytes)).await
+    }
+
+    /// A mixture by its name, fetched and kept; see [`NodeHandle::mixture`].
+    pub async fn mixture(&self, hash: Hash) -> Result<Assembly, ApiError> {
+        self.call(Method::POST, &format!("/mixtures/{hash}"), String::new()).await
+    }
+
+    /// Has the node let go of a mixture; false if it kept no such one.
+    pub async fn drop_mixture(&self, hash: Hash) -> Result<bool, ApiError> {
+        self.call(Method::DELETE, &format!("/mixtures/{hash}"), String::new()).await
+    }
+
+    async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: String) -> Result<T, ApiError> {
         let broken = |error: hyper::Error| ApiError::Call(error.to_string());
         let stream = tokio::net::TcpStream::connect(self.door.address).await?;
         let (mut sender, connection) =
@@ -182,14 +268,18 @@ impl Client {
             .uri(path)
             .header(HOST, self.door.address.to_string())
             .header(AUTHORIZATION, format!("Bearer {}", self.door.token))
-            .body(Empty::<Bytes>::new())
+            .body(Full::new(Bytes::from(body)))
             .map_err(|error| ApiError::Call(error.to_string()))?;
         let response = sender.send_request(request).await.map_err(broken)?;
-        if !response.status().is_success() {
-            return Err(ApiError::Call(response.status().to_string()));
-        }
+        let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
         let body = body.map_err(|error| ApiError::Call(error.to_string()))?.to_bytes();
-        serde_json::from_slice(&body).map_err(|error| ApiError::Call(error.to_string()))
+        let said = || String::from_utf8_lossy(&body).into_owned();
+        match status {
+            StatusCode::OK => serde_json::from_slice(&body).map_err(|error| ApiError::Call(error.to_string())),
+            NOT_YET => Err(ApiError::NotYet(said())),
+            REFUSED => Err(ApiError::Refused(said())),
+            status => Err(ApiError::Call(status.to_string())),
+        }
     }
 }

@@ -13,9 +13,12 @@ use paris_model::{
     sampler::{Mixture, SampleSettings, sample},
     text::TextEncoder,
 };
-use paris_protocol::{hash::Hash, manifest::Manifest, part::Part};
+use paris_protocol::{codec::Wire, hash::Hash, manifest::Manifest, mixture::Mixture as Record, part::Part};
 
-use crate::runtime::{AssembledPart, Assembly, recipe};
+use crate::{
+    hex,
+    runtime::{AssembledPart, Assembly, recipe},
+};
 
 /// A mixture that is ready to draw.
 pub struct Drawing {
@@ -24,14 +27,12 @@ pub struct Drawing {
     device: Device,
     used: Vec<AssembledPart>,
     missing: Vec<Part>,
+    record: Record,
 }
 
 /// A manifest from hexadecimal, as the local API gives it.
 pub fn manifest_from_hex(text: &str) -> anyhow::Result<Manifest> {
-    let digits = text.as_bytes();
-    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    let bytes: Option<Vec<u8>> = digits.chunks(2).map(byte).collect();
-    Ok(Manifest::read(&bytes.context("the node sent a manifest that is no hexadecimal")?)?)
+    Ok(Manifest::read(&hex::decode(text).context("the node sent a manifest that is no hexadecimal")?)?)
 }
 
 impl Drawing {
@@ -62,12 +63,19 @@ impl Drawing {
                 "no expert's checkpoint is to be had yet: is anyone training this run? `paris-node status` shows what is known"
             );
         }
-        Ok(Self { manifest, mixture, device, used, missing })
+        let record = hex::decode(&assembly.mixture).context("the node sent a mixture that is no hexadecimal")?;
+        let record = Record::from_bytes(&record)?.only(|part| !missing.contains(&part));
+        Ok(Self { manifest, mixture, device, used, missing, record })
     }
 
     /// Width and height of the pictures.
     pub fn size(&self) -> usize {
         self.manifest.image.size.into()
+    }
+
+    /// The record of the checkpoints that are drawn with.
+    pub fn record(&self) -> &Record {
+        &self.record
     }
 
     /// Which experts are used, and which are missing.

@@ -20,7 +20,9 @@ const TERMS: u64 = 12;
 #[test]
 fn a_chain_of_claims_is_whole_again_and_surplus_checkpoints_are_dropped() {
     let folder = tempfile::tempdir().unwrap();
-    let database = Database::open(&DataDir::new(folder.path())).unwrap();
+    let dir = DataDir::new(folder.path());
+    Database::init(&dir).unwrap();
+    let database = Database::open(&dir).unwrap();
     let manifest = common::shared(common::manifest(1, 1));
     let (run, part) = (manifest.id().unwrap(), Part::Expert(0));
     let keys = [common::key(1), common::key(2)];

@@ -1,6 +1,6 @@
 //! Who a node is: an ed25519 key, and the short form people read.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,11 @@ use serde::{Deserialize, Serialize};
 pub struct NodeId(pub [u8; 32]);
 
 impl NodeId {
+    /// The whole key as text: for allow-lists. [`Display`](fmt::Display) writes only its beginning.
+    pub fn key(&self) -> String {
+        data_encoding::BASE32_NOPAD.encode(&self.0).to_lowercase()
+    }
+
     /// True if `signature` over `message` was made with this node's key. Strict: keys of small order and malleable signatures fail.
     pub fn verifies(&self, message: &[u8], signature: &[u8; 64]) -> bool {
         VerifyingKey::from_bytes(&self.0)
@@ -20,14 +25,28 @@ impl NodeId {
 impl fmt::Display for NodeId {
     /// The first ten base32 characters: enough to tell peers apart on a screen.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = data_encoding::BASE32_NOPAD.encode(&self.0).to_lowercase();
-        f.write_str(&text[..10])
+        f.write_str(&self.key()[..10])
     }
 }
 
 impl fmt::Debug for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text that is no node's key.
+#[derive(Debug, thiserror::Error)]
+#[error("a node's key is 52 letters and digits, as `paris-node init` prints it, and {0:?} is not")]
+pub struct NotAKey(String);
+
+impl FromStr for NodeId {
+    type Err = NotAKey;
+
+    /// Reads what [`NodeId::key`] writes.
+    fn from_str(text: &str) -> Result<Self, NotAKey> {
+        let bytes = data_encoding::BASE32_NOPAD.decode(text.to_uppercase().as_bytes()).ok();
+        bytes.and_then(|bytes| bytes.try_into().ok()).map(Self).ok_or_else(|| NotAKey(text.to_owned()))
     }
 }
 
@@ -48,5 +67,17 @@ impl Keypair {
     /// Signs `message`.
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
         self.0.sign(message).to_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_survives_as_text_and_a_part_of_it_is_none() {
+        let node = Keypair::from_secret(&[7; 32]).id();
+        assert_eq!(node.key().parse::<NodeId>().unwrap(), node);
+        assert!(node.to_string().parse::<NodeId>().is_err() && "".parse::<NodeId>().is_err());
     }
 }

@@ -18,6 +18,7 @@ pub mod identity;
 pub mod lease;
 pub mod manifest;
 pub mod message;
+pub mod mixture;
 pub mod part;
 pub mod register;
 pub mod signed;

@@ -1,4 +1,10 @@
 //! What nodes say to each other.
+//!
+//! **How it may change.** Nodes of one version and of the next speak with each other, because a wire form never changes; new ones are added.
+//! - A kind of [`Gossip`] is added at the end. Who does not know it passes it over and blames nobody.
+//! - A kind that replaces another is understood one version before it is sent, so that nobody falls silent to its neighbours of the version before.
+//! - A new kind of request goes unanswered by who does not know it; its asker then asks as before.
+//! - Names of hashes and signatures carry a version of their own ("paris-node 1 ...").
 
 use std::net::SocketAddr;
 
@@ -36,6 +42,18 @@ pub enum Gossip {
 impl Wire for Gossip {
     const NAME: &'static str = "gossip message";
     const LIMIT: usize = 60 * 1024;
+}
+
+impl Gossip {
+    /// Kinds of messages that this version knows.
+    const KINDS: u8 = 3;
+    /// The greatest kind that takes one byte on the wire.
+    const KIND_MAX: u8 = 250;
+
+    /// True for bytes that may be a kind of message added in a later version: no kind that is known here.
+    pub fn is_of_a_later_version(bytes: &[u8]) -> bool {
+        bytes.len() <= Self::LIMIT && bytes.first().is_some_and(|kind| (Self::KINDS..=Self::KIND_MAX).contains(kind))
+    }
 }
 
 /// What a node says of itself. Not kept, not relayed: the gossip envelope's signature is enough.

@@ -10,10 +10,11 @@ use anyhow::{Context, bail};
 use clap::Args;
 use paris_node::status::Status;
 
-use crate::{process::NodeProcess, view::View};
+use crate::{
+    process::{BUNDLED_PICTURES, NodeProcess},
+    view::View,
+};
 
-/// The pictures that come with the project.
-const BUNDLED_PICTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/emoji32-512.tar");
 /// What is drawn of them.
 const BUNDLED_PROMPTS: [&str; 8] = [
     "orange heart emoji in the Noto style",

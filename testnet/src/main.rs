@@ -5,7 +5,7 @@ use std::{ffi::OsString, process::ExitCode};
 use clap::{Parser, Subcommand};
 use mimalloc::MiMalloc;
 use paris_node::memory::Counting;
-use paris_testnet::{demo::Demo, process::NODE, sim::Sim};
+use paris_testnet::{bench::Bench, demo::Demo, process::NODE, sim::Sim};
 
 /// The same allocator as the node's: child processes are this program.
 #[global_allocator]
@@ -23,6 +23,8 @@ struct Cli {
 enum Command {
     Demo(Demo),
     Sim(Sim),
+    #[command(subcommand)]
+    Bench(Bench),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo(demo) => demo.run(),
         Command::Sim(sim) => sim.run(),
+        Command::Bench(bench) => bench.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

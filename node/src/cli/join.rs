@@ -20,7 +20,7 @@ pub(super) struct Join {
 impl Join {
     pub(super) fn run(self, dir: &DataDir) -> anyhow::Result<()> {
         let ticket = self.ticket;
-        dir.init()?;
+        Database::init(dir)?;
         let _lock = dir.lock()?;
         let database = Database::open(dir)?;
         let before = database.current_run()?.filter(|run| *run != ticket.run);

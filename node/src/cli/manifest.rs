@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use paris_model::data::{Prepared, ShardInfo, prepared::FILE_NAME};
 use paris_protocol::{
     codec::Wire,
+    identity::NodeId,
     manifest::{
         Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training, Transformer,
     },
@@ -109,6 +110,9 @@ pub(super) struct New {
     /// Nodes besides the owner that keep a part's latest checkpoint.
     #[arg(long, default_value_t = 2, help_heading = "Ownership")]
     replicas: u16,
+    /// Let only this node and the nodes of these keys own parts and publish, instead of everyone; may be repeated. `paris-node init` prints a key.
+    #[arg(long = "allow", value_name = "KEY", help_heading = "Ownership")]
+    allowed: Vec<NodeId>,
 }
 
 /// Show the current run's manifest, and the ticket with which others join it.
@@ -134,7 +138,7 @@ impl ManifestCommand {
 
 impl New {
     async fn run(self, dir: &DataDir) -> anyhow::Result<()> {
-        dir.init()?;
+        Database::init(dir)?;
         let _lock = dir.lock()?;
         if !self.data.join(FILE_NAME).exists() {
             bail!(
@@ -143,7 +147,7 @@ impl New {
             );
         }
         let prepared = Prepared::read(&self.data)?;
-        let manifest = self.manifest(&prepared)?;
+        let manifest = self.manifest(&prepared, dir.keypair()?.id())?;
         manifest.check()?;
         for part in manifest.parts() {
             recipe::part_config(&manifest, part).validate().with_context(|| format!("the {part} cannot be built"))?;
@@ -183,7 +187,7 @@ impl New {
         Ok(())
     }
 
-    fn manifest(&self, prepared: &Prepared) -> anyhow::Result<Manifest> {
+    fn manifest(&self, prepared: &Prepared, organiser: NodeId) -> anyhow::Result<Manifest> {
         let shards = |shards: &[ShardInfo]| shards.iter().map(shard).collect::<anyhow::Result<Vec<_>>>();
         let clusters = prepared
             .clusters
@@ -224,8 +228,19 @@ impl New {
                 quorum: self.quorum,
                 replicas: self.replicas,
             },
-            admission: Admission::Open,
+            admission: self.admission(organiser),
         })
+    }
+
+    fn admission(&self, organiser: NodeId) -> Admission {
+        if self.allowed.is_empty() {
+            return Admission::Open;
+        }
+        let mut keys = self.allowed.clone();
+        keys.push(organiser);
+        keys.sort_unstable();
+        keys.dedup();
+        Admission::AllowList(keys)
     }
 }
 

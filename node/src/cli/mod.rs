@@ -1,11 +1,14 @@
 //! The command line of `paris-node`, a command per file.
 
+mod asked;
 mod bench;
 mod data;
+mod exit;
 mod history;
 mod init;
 mod join;
 mod manifest;
+mod mixture;
 mod run;
 mod sample;
 mod status;
@@ -14,20 +17,8 @@ use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::{
-    memory::keep_freed_pages,
-    runtime::NodeError,
-    store::{DataDir, DirectoryError},
-};
-
-/// Exit code: something went wrong that a restart may cure.
-const FAILURE: u8 = 1;
-/// Exit code: the command line or the configuration is wrong. Do not restart.
-const CONFIGURATION: u8 = 2;
-/// Exit code: another program uses the data directory.
-const IN_USE: u8 = 3;
-/// Exit code: this key is in use on another machine, or the directory is an old copy. Do not restart.
-const KEY_IN_USE: u8 = 4;
+pub use self::exit::Exit;
+use crate::{memory::keep_freed_pages, store::DataDir};
 
 /// Trains and samples Paris, a mixture of diffusion transformers, together with strangers' machines.
 ///
@@ -41,11 +32,8 @@ const KEY_IN_USE: u8 = 4;
 /// Anywhere:
 ///   paris-node status
 ///   paris-node sample "a green apple" --out apple.png
-///
-/// Exit codes: 0 done, 1 failed (a restart may help), 2 wrong usage or configuration, 3 the data
-/// directory is in use, 4 this node's key is in use on another machine (do not restart).
 #[derive(Parser)]
-#[command(name = "paris-node", version, max_term_width = 110, verbatim_doc_comment)]
+#[command(name = "paris-node", version, max_term_width = 110, verbatim_doc_comment, after_help = exit::table())]
 struct Cli {
     /// Where this node keeps its key, its database and its blobs.
     #[arg(long, global = true, env = "PARIS_DATA_DIR", value_name = "DIR")]
@@ -71,6 +59,8 @@ enum Command {
     Status(status::StatusCommand),
     History(history::HistoryCommand),
     Sample(sample::Sample),
+    #[command(subcommand)]
+    Mixture(mixture::MixtureCommand),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
 }
@@ -98,6 +88,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             Command::Status(command) => command.run(&dir).await,
             Command::History(command) => command.run(&dir).await,
             Command::Sample(command) => command.run(dir).await,
+            Command::Mixture(command) => command.run(&dir).await,
             Command::Bench(command) => command.run(),
         }
     });
@@ -133,16 +124,5 @@ fn start_log(filter: Option<&str>) {
 
 fn report(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {error:#}");
-    let directory = error.chain().find_map(|cause| cause.downcast_ref::<DirectoryError>());
-    let node = error.chain().find_map(|cause| cause.downcast_ref::<NodeError>());
-    let code = match (directory, node) {
-        (Some(DirectoryError::InUse(_)), _) | (_, Some(NodeError::Directory(DirectoryError::InUse(_)))) => IN_USE,
-        (Some(_), _)
-        | (_, Some(NodeError::Directory(_) | NodeError::NoRun(_) | NodeError::Manifest(_) | NodeError::Model { .. })) => {
-            CONFIGURATION
-        }
-        (_, Some(NodeError::Halt(_))) => KEY_IN_USE,
-        _ => FAILURE,
-    };
-    ExitCode::from(code)
+    Exit::of(error).into()
 }

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use clap::Args;
 use paris_model::device::DeviceChoice;
 
@@ -65,13 +66,17 @@ impl Run {
             host: self.host,
             port: self.port,
             capacity: self.capacity,
-            mirror_everything: false,
             mdns: self.mdns,
             memory_limit: self.memory.map(|mib| mib.saturating_mul(1 << 20)),
             disk_reserve: self.disk_reserve.saturating_mul(1 << 20),
             device: self.device,
             snapshot_every: Duration::from_secs(self.snapshot_every),
         };
+        // Named, so that an operator sees what computes and what communicates.
+        rayon::ThreadPoolBuilder::new()
+            .thread_name(|number| format!("compute-{number}"))
+            .build_global()
+            .context("starting the threads that compute")?;
         let mut node = match Node::start(config, interrupted()).await {
             Err(NodeError::NoManifest { .. }) => return Ok(()),
             node => node?,

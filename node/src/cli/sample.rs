@@ -1,36 +1,26 @@
 //! `paris-node sample`
 
-use std::{
-    collections::{HashMap, HashSet},
-    io::IsTerminal,
-    net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::bail;
 use clap::{Args, builder::RangedU64ValueParser};
-use indicatif::{ProgressBar, ProgressStyle};
 use paris_model::{
     device::DeviceChoice,
     grid::Grid,
     sampler::{Reroute, Routing, SampleSettings},
 };
+use paris_protocol::hash::Hash;
 
-use crate::{
-    api::Client,
-    runtime::{AssembledPart, Assembly, Node, NodeConfig, SNAPSHOT_EVERY},
-    sampling::{Drawing, is_here, manifest_from_hex},
-    store::DataDir,
-};
-
-/// Between two looks at what has arrived.
-const POLL: Duration = Duration::from_millis(250);
+use super::asked::{Asked, bar};
+use crate::{sampling::Drawing, store::DataDir};
 
 /// Draw pictures with the mixture, on any peer, whether it trains or not.
 ///
 /// Fetches what is missing from the other peers, says which experts it uses and which are missing, and writes a PNG grid: a row for each prompt. If a
 /// node runs on the data directory it does the fetching; otherwise this command joins the network for as long as it takes.
+///
+/// With --keep the checkpoints that were drawn with stay on this node as a mixture; with --mixture and its hash, and the same prompts, seed and
+/// settings, anybody draws the same pictures again.
 ///
 /// Example: paris-node sample "a green apple" "a red heart" -n 8 --seed 7 --out grid.png
 #[derive(Args)]
@@ -63,6 +53,14 @@ pub(super) struct Sample {
     #[arg(long, default_value_t = 0)]
     seed: u64,
 
+    /// Draw with this mixture instead of the best checkpoints of now. It is fetched if it is not here, and kept.
+    #[arg(long, value_name = "HASH", conflicts_with = "keep")]
+    mixture: Option<Hash>,
+
+    /// Keep the mixture that is drawn with, so that its hash draws the same again.
+    #[arg(long)]
+    keep: bool,
+
     /// The picture file.
     #[arg(long, default_value = "sample.png", value_name = "FILE")]
     out: PathBuf,
@@ -72,7 +70,7 @@ pub(super) struct Sample {
     #[arg(long, default_value_t, env = "PARIS_DEVICE")]
     device: DeviceChoice,
 
-    /// Seconds to wait for checkpoints before drawing with those that are here.
+    /// Seconds to wait for checkpoints before drawing with those that are here; for all of them with --mixture.
     #[arg(long, default_value_t = 60)]
     wait: u64,
 }
@@ -85,10 +83,7 @@ impl Sample {
         }
         // A device that is not to be had is said before anything is fetched.
         self.device.open()?;
-        let assembly = self.assemble(&dir).await?;
-        // On this thread, which draws as well.
-        let drawing = Drawing::open(&assembly, self.device.open()?)?;
-        eprintln!("{}", drawing.describe());
+        let drawing = self.open(&dir).await?;
         let settings = SampleSettings {
             steps: self.steps,
             guidance: self.cfg,
@@ -108,63 +103,33 @@ impl Sample {
         Ok(())
     }
 
-    /// The mixture's weights on this machine, as far as they can be had within the wait.
-    async fn assemble(&self, dir: &DataDir) -> anyhow::Result<Assembly> {
-        match Client::of(dir) {
-            Some(client) => self.wait_for(async || Ok(client.assembly().await?)).await,
-            None => {
-                let config = NodeConfig {
-                    dir: dir.clone(),
-                    host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                    port: 0,
-                    capacity: Some(0),
-                    mirror_everything: true,
-                    mdns: false,
-                    memory_limit: None,
-                    disk_reserve: 0,
-                    device: DeviceChoice::Cpu,
-                    snapshot_every: SNAPSHOT_EVERY,
-                };
-                let give_up = tokio::time::sleep(Duration::from_secs(self.wait));
-                let mut node = Node::start(config, give_up).await?;
-                let handle = node.handle().clone();
-                let assembly = self.wait_for(async || Ok(handle.assembly().await?)).await;
-                handle.stop().await;
-                node.stopped().await?;
-                assembly
+    /// The mixture to draw with, and a word about it.
+    async fn open(&self, dir: &DataDir) -> anyhow::Result<Drawing> {
+        let wait = Duration::from_secs(self.wait);
+        let asked = Asked::of(dir, wait).await?;
+        let opened = async {
+            let assembly = match self.mixture {
+                Some(hash) => asked.mixture(hash, wait).await?,
+                None => asked.assemble(wait).await?,
+            };
+            // On this thread, which draws as well.
+            let drawing = Drawing::open(&assembly, self.device.open()?)?;
+            if self.keep {
+                asked.keep(drawing.record()).await?;
             }
-        }
+            anyhow::Ok(drawing)
+        };
+        let drawing = opened.await;
+        asked.leave().await?;
+        let drawing = drawing?;
+        eprintln!("{}\nmixture {}{}", drawing.describe(), drawing.record().hash()?, self.what_becomes_of_it());
+        Ok(drawing)
     }
 
-    async fn wait_for(&self, ask: impl AsyncFn() -> anyhow::Result<Assembly>) -> anyhow::Result<Assembly> {
-        let until = Instant::now() + Duration::from_secs(self.wait);
-        let mut assembly = ask().await?;
-        let parts = manifest_from_hex(&assembly.manifest)?.parts().count();
-        let bar = bar("fetching checkpoints {wide_bar} {pos}/{len} parts", parts as u64)?;
-        // What was best at the beginning, or better, will do: owners publish faster than a slow line fetches.
-        let mut wanted: HashMap<String, u64> = HashMap::new();
-        let mut checked = HashSet::new();
-        loop {
-            for part in &mut assembly.parts {
-                if !checked.contains(&part.weights) {
-                    match is_here(part) {
-                        true => drop(checked.insert(part.weights.clone())),
-                        false => part.path = None,
-                    }
-                }
-            }
-            let is_enough = |part: &&AssembledPart| {
-                let step = *wanted.entry(part.part.clone()).or_insert(part.best_step);
-                part.path.is_some() && part.step >= step
-            };
-            let here = assembly.parts.iter().filter(is_enough).count();
-            bar.set_position(here as u64);
-            if here == parts || Instant::now() >= until {
-                bar.finish_and_clear();
-                return Ok(assembly);
-            }
-            tokio::time::sleep(POLL).await;
-            assembly = ask().await?;
+    fn what_becomes_of_it(&self) -> &'static str {
+        match self.keep || self.mixture.is_some() {
+            true => ", kept: --mixture with this hash draws with it again",
+            false => ", of this moment: --keep would keep it",
         }
     }
 }
@@ -180,12 +145,4 @@ fn prompt(text: &str) -> Result<String, String> {
 /// One or more, within reason: a typing mistake should not ask for all of the machine's memory.
 fn count(most: usize) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=most as u64)
-}
-
-/// A bar on stderr, if a person can see it.
-fn bar(template: &str, len: u64) -> anyhow::Result<ProgressBar> {
-    match std::io::stderr().is_terminal() {
-        true => Ok(ProgressBar::new(len).with_style(ProgressStyle::with_template(template)?)),
-        false => Ok(ProgressBar::hidden()),
-    }
 }

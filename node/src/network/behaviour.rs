@@ -11,6 +11,7 @@ use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{StreamProtocol, Swarm, SwarmBuilder, identify, mdns, noise, ping, tcp, yamux};
 
 use super::codec::BoundedCodec;
+use super::doubles::Doubles;
 use super::gossip::{self, Gossip};
 use super::{NetworkConfig, NetworkError};
 
@@ -34,6 +35,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     limits: connection_limits::Behaviour,
+    pub(super) doubles: Doubles,
     pub(super) gossip: Gossip,
     pub(super) requests: request_response::Behaviour<BoundedCodec>,
     /// Who else is there; see [`super::exchange`].
@@ -84,9 +86,7 @@ fn behaviour(
 ) -> Result<Behaviour, Box<dyn std::error::Error + Send + Sync + 'static>> {
     let name = run_name(&config.run);
     let limits = ConnectionLimits::default()
-        // More than one, and a node that restarts beside its own ghost is never told what its peers subscribe to
-        // (rust-libp2p issue 5097).
-        .with_max_established_per_peer(Some(1))
+        // How many of one peer, `doubles` says.
         .with_max_established(Some(CONNECTIONS_MAX))
         .with_max_established_incoming(Some(CONNECTIONS_INCOMING_MAX))
         .with_max_pending_incoming(Some(CONNECTIONS_PENDING_MAX))
@@ -102,6 +102,7 @@ fn behaviour(
     };
     Ok(Behaviour {
         limits: connection_limits::Behaviour::new(limits),
+        doubles: Doubles::default(),
         gossip: gossip::behaviour(key, format!("{name}/gossipsub"), &topic(&config.run))?,
         requests: request_response::Behaviour::new([(protocol, ProtocolSupport::Full)], requests.clone()),
         exchange: request_response::Behaviour::new([(exchange, ProtocolSupport::Full)], requests),

@@ -204,6 +204,10 @@ impl Driver {
             SwarmEvent::ListenerClosed { reason: Err(error), .. } => {
                 tracing::error!(%error, "a listener closed: peers cannot reach this node there any more");
             }
+            // The second of a peer is its double's (see `doubles`): it may ask, and changes nothing else.
+            SwarmEvent::ConnectionEstablished { peer_id, num_established, .. } if num_established.get() > 1 => {
+                tracing::warn!(%peer_id, "two machines seem to run with the key of this peer");
+            }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 let Some(node) = node_id(&peer_id) else {
                     self.swarm.disconnect_peer_id(peer_id).ok();
@@ -245,6 +249,9 @@ impl Driver {
             BehaviourEvent::Exchange(event) => self.hear_exchange(event),
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
                 self.hear_identity(peer_id, info);
+            }
+            BehaviourEvent::Ping(ping::Event { peer, connection, result: Ok(_) }) => {
+                self.swarm.behaviour_mut().doubles.answered(peer, connection);
             }
             BehaviourEvent::Ping(ping::Event { peer, connection, result: Err(ping::Failure::Timeout) }) => {
                 tracing::debug!(%peer, "no answer to a ping: the peer is held to be gone");

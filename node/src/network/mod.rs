@@ -11,6 +11,7 @@
 mod behaviour;
 mod codec;
 mod dialer;
+mod doubles;
 mod driver;
 mod exchange;
 mod gossip;

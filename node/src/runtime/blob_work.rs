@@ -18,7 +18,7 @@ use paris_protocol::{
     codec::Wire,
     hash::Hash,
     identity::NodeId,
-    manifest::{Manifest, Shard},
+    manifest::{Manifest, RunId, Shard},
     part::Part,
     signed::Verified,
     ticket::{Seed, Ticket},
@@ -27,6 +27,7 @@ use paris_protocol::{
 use super::{AssembledPart, addresses, recipe, trainer::Job};
 use crate::{
     blobs::{Blobs, BlobsError, FetchRequest, Size},
+    hex,
     store::DataDir,
 };
 
@@ -75,6 +76,23 @@ impl BlobWork {
         self.blobs.shutdown().await;
     }
 
+    pub(super) fn blobs(&self) -> &Blobs {
+        &self.blobs
+    }
+
+    pub(super) fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    pub(super) fn run(&self) -> RunId {
+        self.ticket.run
+    }
+
+    /// Peers that the ticket names.
+    pub(super) fn seeds(&self) -> impl Iterator<Item = NodeId> {
+        self.ticket.seeds.iter().map(|seed| seed.node)
+    }
+
     /// A ticket that names this node first, then the seeds it joined with.
     pub(super) fn ticket(&self, node: NodeId, listening: &[Multiaddr]) -> Ticket {
         let this = Seed { node, gossip: addresses::for_ticket(listening), blobs: self.blobs.addresses() };
@@ -84,8 +102,7 @@ impl BlobWork {
     }
 
     pub(super) fn manifest_hex(&self) -> String {
-        let bytes = self.manifest.to_bytes().unwrap_or_default();
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(&self.manifest.to_bytes().unwrap_or_default())
     }
 
     /// Puts a checkpoint that was trained here into the store, durably.
@@ -167,7 +184,8 @@ impl BlobWork {
         })
     }
 
-    async fn check_weights(&self, config: PartConfig, weights: Blob, max: u64) -> anyhow::Result<()> {
+    /// Checks that weights in the store are those of a model of this configuration.
+    pub(super) async fn check_weights(&self, config: PartConfig, weights: Blob, max: u64) -> anyhow::Result<()> {
         let bytes = self.blobs.bytes(weights.hash.0, max).await?;
         tokio::task::spawn_blocking(move || Parameters::load(&config, &bytes, &Device::Cpu).map(drop)).await??;
         Ok(())
@@ -218,8 +236,7 @@ impl BlobWork {
     /// The files of shards from the store, fetched from any peer where they are not here. Whoever fetched a shard keeps and serves it, so its file
     /// stays.
     async fn gather(&self, shards: &[(Shard, u32)], peers: &[NodeId]) -> anyhow::Result<Vec<(PathBuf, u32)>> {
-        let seeds = self.ticket.seeds.iter().map(|seed| seed.node);
-        let providers: Vec<_> = seeds.chain(peers.iter().copied()).collect();
+        let providers: Vec<_> = self.seeds().chain(peers.iter().copied()).collect();
         let mut gathered = Vec::new();
         for (shard, label) in shards {
             self.gather_one(shard, &providers).await?;

@@ -342,6 +342,7 @@ impl Driver {
                 self.agent.mirror_everything();
                 drop(answer.send(self.assembly()));
             }
+            Some(Call::Holders(id, answer)) => drop(answer.send(self.holders_first(id))),
             Some(Call::Stop) | None if self.stopping.is_none() => self.stop(),
             Some(Call::Stop) | None => {}
         }

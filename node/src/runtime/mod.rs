@@ -5,6 +5,7 @@ mod blob_work;
 mod driver;
 mod fit;
 mod keeping;
+mod mixtures;
 pub mod recipe;
 mod reconcile;
 mod trainer;
@@ -17,8 +18,11 @@ use paris_model::{
 };
 use paris_protocol::{
     agent::{Agent, Mirror, Settings},
+    checkpoint::{Checkpoint, CheckpointId},
     codec::Wire,
+    identity::NodeId,
     manifest::{Manifest, ManifestError, RunId},
+    signed::Verified,
     ticket::Ticket,
 };
 use serde::{Deserialize, Serialize};
@@ -29,6 +33,7 @@ use tokio::{
 
 pub(crate) use self::blob_work::shard_tag;
 pub use self::keeping::SNAPSHOT_EVERY;
+pub use self::mixtures::KeepError;
 use self::{
     blob_work::{BlobWork, size_limits},
     driver::Driver,
@@ -61,8 +66,6 @@ pub struct NodeConfig {
     pub port: u16,
     /// Parts to own at once; none for as many as the run has; 0 only watches.
     pub capacity: Option<u16>,
-    /// Keep the weights of every part.
-    pub mirror_everything: bool,
     /// Find peers on the local network.
     pub mdns: bool,
     /// Bytes of memory that training may take; none for most of what is available.
@@ -143,13 +146,16 @@ pub enum NodeError {
     Stopped,
 }
 
-/// The best checkpoint of every part that has one; the best that is here while that one is being fetched.
+/// Checkpoints to draw with, one a part: those of a mixture that was asked for, or else the best of every part that has one (the best that is here
+/// while that one is being fetched).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Assembly {
     /// The run's id.
     pub run: String,
     /// The manifest's bytes, in hexadecimal: whoever samples needs the shapes.
     pub manifest: String,
+    /// The mixture of these checkpoints: its wire form, in hexadecimal.
+    pub mixture: String,
     /// Parts with a checkpoint.
     pub parts: Vec<AssembledPart>,
 }
@@ -171,10 +177,26 @@ pub struct AssembledPart {
     pub path: Option<PathBuf>,
 }
 
+impl AssembledPart {
+    /// A checkpoint whose weights have not been exported yet.
+    fn of(checkpoint: &Verified<Checkpoint>, best_step: u64) -> Self {
+        Self {
+            part: checkpoint.part.name(),
+            step: checkpoint.step,
+            best_step,
+            author: checkpoint.author().to_string(),
+            weights: checkpoint.weights.hash.to_string(),
+            path: None,
+        }
+    }
+}
+
 /// What the API and the commands ask of the driver.
 pub(crate) enum Call {
     Status(oneshot::Sender<Status>),
     Assembly(oneshot::Sender<Assembly>),
+    /// Live peers, those that say they hold the checkpoint first.
+    Holders(Option<CheckpointId>, oneshot::Sender<Vec<NodeId>>),
     Stop,
 }
 
@@ -289,8 +311,7 @@ impl Node {
         let known = database.known_addresses(run)?.iter().filter_map(|text| text.parse().ok()).collect();
         let network_config = NetworkConfig { secret, run: run.0.0, listen, seeds, known, mdns: config.mdns };
         let memory = reconcile::reconcile(&database, &blobs, run, &manifest).await?;
-        let mirror = if config.mirror_everything { Mirror::Everything } else { Mirror::Replicas };
-        let settings = Settings { capacity, mirror };
+        let settings = Settings { capacity, mirror: Mirror::Replicas };
         let boot = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64);
         let keypair = config.dir.keypair()?;
         let agent = Agent::new(Duration::ZERO, keypair, manifest.clone(), settings, boot, memory)?;

@@ -1,6 +1,10 @@
 //! The node's database: small, durable, crash-safe.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use paris_protocol::{
     agent::{LogEntry, Memory},
@@ -17,7 +21,7 @@ use paris_protocol::{
 use redb::{ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use super::DataDir;
+use super::{DataDir, DirectoryError};
 
 /// Keys begin with the run's id, so that one database serves many runs.
 type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -61,6 +65,21 @@ pub enum DatabaseError {
         "the data directory was written by another version of paris-node (layout {0}): use that version, or another --data-dir"
     )]
     Layout(String),
+    /// The data directory.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// A key without its claim log.
+    #[error(
+        "{0} has a key and no claim log (node.redb is gone): this node could sign what contradicts what it signed before, and will not. Put the \
+         latest node.redb of this key back; if it is lost, move node.key away and run `paris-node init` for a new key"
+    )]
+    NoLog(PathBuf),
+    /// The claim log of another key.
+    #[error(
+        "node.redb in {0} belongs to another key than node.key: this node could sign what contradicts what it signed before, and will not. Put back the \
+         two files that belong together, or move node.key away and run `paris-node init` for a new key"
+    )]
+    OtherKey(PathBuf),
 }
 
 /// The database of a data directory. Every write is durable when it returns.
@@ -69,8 +88,43 @@ pub struct Database {
 }
 
 impl Database {
-    /// Opens the database, creating it where it is missing.
+    /// Makes the directory, its database and its key where they are missing; a key is never replaced. True if the key is new.
+    ///
+    /// The database comes first: a key that ever signed anything has its claim log beside it, and one found without it has lost it.
+    pub fn init(dir: &DataDir) -> Result<bool, DatabaseError> {
+        dir.create()?;
+        if dir.has_key() {
+            dir.keypair()?;
+            return match dir.database_path().exists() {
+                true => Ok(false),
+                false => Err(DatabaseError::NoLog(dir.root().to_owned())),
+            };
+        }
+        // Fresh from the system's generator: libp2p brings it, so that no second source of randomness is needed.
+        let keypair = libp2p::identity::ed25519::Keypair::generate();
+        Self::create(dir)?.put(META, b"key", &keypair.public().to_bytes())?;
+        dir.put_secret(keypair.secret().as_ref())?;
+        Ok(true)
+    }
+
+    /// Opens the database of a directory that was [initialised](Database::init): refused if it is gone or another key's.
     pub fn open(dir: &DataDir) -> Result<Self, DatabaseError> {
+        let key = dir.keypair()?.id();
+        if !dir.database_path().exists() {
+            return Err(DatabaseError::NoLog(dir.root().to_owned()));
+        }
+        let database = Self::create(dir)?;
+        match database.get(META, b"key")? {
+            // Written before keys were noted.
+            None => database.put(META, b"key", &key.0)?,
+            Some(noted) if noted == key.0 => {}
+            Some(_) => return Err(DatabaseError::OtherKey(dir.root().to_owned())),
+        }
+        Ok(database)
+    }
+
+    /// Opens the database's file, creating it where it is missing.
+    fn create(dir: &DataDir) -> Result<Self, DatabaseError> {
         let database = Self { redb: create(&dir.database_path()).map_err(Box::new)? };
         match database.get(META, b"layout")? {
             None => database.put(META, b"layout", LAYOUT)?,
@@ -308,6 +362,7 @@ mod tests {
         let (run, other) = (RunId(Hash::of(b"one")), RunId(Hash::of(b"two")));
         let entry = LogEntry { claim: ClaimId(Hash::of(b"claim")), seq_reserved: 77 };
         let id = CheckpointId(Hash::of(b"checkpoint"));
+        Database::init(&dir).unwrap();
         {
             let database = Database::open(&dir).unwrap();
             database.join(&Ticket { run, seeds: vec![] }).unwrap();
@@ -338,7 +393,50 @@ mod tests {
     fn a_directory_of_another_layout_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let dir = DataDir::new(folder.path());
+        Database::init(&dir).unwrap();
         Database::open(&dir).unwrap().put(META, b"layout", b"99").unwrap();
         assert!(matches!(Database::open(&dir), Err(DatabaseError::Layout(_))));
+    }
+
+    #[test]
+    fn init_never_replaces_a_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::new(folder.path().join("node"));
+        assert!(matches!(dir.secret(), Err(DirectoryError::NoKey(_))));
+        assert!(Database::init(&dir).unwrap());
+        let secret = dir.secret().unwrap();
+        assert!(!Database::init(&dir).unwrap());
+        assert_eq!(dir.secret().unwrap(), secret);
+    }
+
+    #[test]
+    fn a_damaged_key_is_an_error_and_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::new(folder.path());
+        dir.put_secret(b"short").unwrap();
+        let refused = |error| matches!(error, DatabaseError::Directory(DirectoryError::DamagedKey(_, 5)));
+        assert!(Database::init(&dir).is_err_and(refused));
+        assert!(matches!(dir.secret(), Err(DirectoryError::DamagedKey(_, 5))));
+    }
+
+    #[test]
+    fn a_key_without_its_claim_log_is_refused_and_a_new_key_takes_over_what_was_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = ["one", "other"].map(|name| DataDir::new(folder.path().join(name)));
+        Database::init(&one).unwrap();
+        Database::init(&other).unwrap();
+        let run = RunId(Hash::of(b"run"));
+        Database::open(&one).unwrap().join(&Ticket { run, seeds: vec![] }).unwrap();
+        // The database of another key, then none at all.
+        std::fs::copy(one.database_path(), other.database_path()).unwrap();
+        assert!(matches!(Database::open(&other), Err(DatabaseError::OtherKey(_))));
+        std::fs::remove_file(other.database_path()).unwrap();
+        assert!(matches!(Database::open(&other), Err(DatabaseError::NoLog(_))));
+        assert!(matches!(Database::init(&other), Err(DatabaseError::NoLog(_))));
+        assert!(!other.database_path().exists(), "looking makes no log that passes for the lost one");
+        // A new key has signed nothing: the log of the one before is no danger to it.
+        std::fs::remove_file(one.root().join("node.key")).unwrap();
+        assert!(Database::init(&one).unwrap());
+        assert_eq!(Database::open(&one).unwrap().current_run().unwrap(), Some(run));
     }
 }

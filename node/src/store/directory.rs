@@ -64,18 +64,20 @@ impl DataDir {
         Self { root: root.into() }
     }
 
-    /// Creates the directory and its key where they are missing; an existing key is never replaced. True if the key is new.
-    pub fn init(&self) -> Result<bool, DirectoryError> {
-        fs::create_dir_all(&self.root).map_err(io_error(&self.root))?;
+    /// Creates the directory where it is missing.
+    pub(super) fn create(&self) -> Result<(), DirectoryError> {
+        fs::create_dir_all(&self.root).map_err(io_error(&self.root))
+    }
+
+    /// True if a key is here, sound or not.
+    pub(super) fn has_key(&self) -> bool {
+        self.key_path().exists()
+    }
+
+    /// Keeps a key where none is.
+    pub(super) fn put_secret(&self, secret: &[u8]) -> Result<(), DirectoryError> {
         let path = self.key_path();
-        if path.exists() {
-            self.keypair().map(|_| false)
-        } else {
-            // Fresh from the system's generator: libp2p brings it, so that no second source of randomness is needed.
-            let keypair = libp2p::identity::ed25519::Keypair::generate();
-            write_private(&path, keypair.secret().as_ref()).map_err(io_error(&path))?;
-            Ok(true)
-        }
+        write_private(&path, secret).map_err(io_error(&path))
     }
 
     /// The node's secret.
@@ -184,31 +186,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn init_never_replaces_a_key() {
-        let folder = tempfile::tempdir().unwrap();
-        let dir = DataDir::new(folder.path().join("node"));
-        assert!(matches!(dir.secret(), Err(DirectoryError::NoKey(_))));
-        assert!(dir.init().unwrap());
-        let secret = dir.secret().unwrap();
-        assert!(!dir.init().unwrap());
-        assert_eq!(dir.secret().unwrap(), secret);
-    }
-
-    #[test]
-    fn a_damaged_key_is_an_error_and_stays() {
-        let folder = tempfile::tempdir().unwrap();
-        let dir = DataDir::new(folder.path());
-        write_private(&dir.key_path(), b"short").unwrap();
-        assert!(matches!(dir.init(), Err(DirectoryError::DamagedKey(_, 5))));
-        assert_eq!(fs::read(dir.key_path()).unwrap(), b"short");
-    }
-
-    #[test]
     fn a_directory_that_cannot_be_made_or_is_not_there_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, b"").unwrap();
-        let said = DataDir::new(file.join("node")).init().unwrap_err().to_string();
+        let said = DataDir::new(file.join("node")).create().unwrap_err().to_string();
         assert!(said.contains("file/node") && said.contains("--data-dir"), "{said}");
         assert!(matches!(DataDir::new(folder.path().join("none")).lock(), Err(DirectoryError::NoKey(_))));
     }
@@ -219,7 +201,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let dir = DataDir::new(folder.path());
-        dir.init().unwrap();
+        dir.put_secret(&[1; 32]).unwrap();
         fs::set_permissions(dir.key_path(), fs::Permissions::from_mode(0o644)).unwrap();
         assert!(matches!(dir.secret(), Err(DirectoryError::OpenKey(_))));
     }

@@ -10,7 +10,7 @@ use crate::{
     heard::{Heard, Said},
     identity::NodeId,
     lease::Time,
-    message::Presence,
+    message::{Gossip, Presence},
     register::{Digest, Merged, Records},
     signed::Verified,
 };
@@ -37,8 +37,12 @@ pub enum Verdict {
 impl Agent {
     /// Takes in a gossip message whose envelope `from` signed.
     pub fn receive(&mut self, now: Time, from: NodeId, bytes: &[u8]) -> Verdict {
+        if !self.quotas.allow(now, from, bytes.len()) {
+            return Verdict::Ignore;
+        }
         match Heard::read(self.run, self.manifest.clusters.len() + 1, from, bytes) {
             Some(heard) => self.hear(now, &heard),
+            None if Gossip::is_of_a_later_version(bytes) => Verdict::Ignore,
             None => Verdict::Reject,
         }
     }

@@ -5,7 +5,7 @@
 //!
 //! Rooms: `ownership` begins and ends owning; `claiming` waits for its turn and claims; `voting` files and gives votes; `doubting` says when a claim is
 //! over; `shadow` trains below a quorum; `beating` signs heartbeats; `holding` fetches, mirrors and forgets checkpoints; `hearing` takes in
-//! what peers say.
+//! what peers say, `quota` how much of it.
 
 mod beating;
 mod claiming;
@@ -13,6 +13,7 @@ mod doubting;
 mod hearing;
 mod holding;
 mod ownership;
+mod quota;
 mod shadow;
 mod voting;
 
@@ -29,6 +30,7 @@ use self::{
     doubting::Advance,
     holding::Holding,
     ownership::Owned,
+    quota::Quotas,
     voting::{Filed, Word},
 };
 pub use self::{
@@ -172,6 +174,7 @@ pub struct Agent {
     advances: BTreeMap<Part, Advance>,
     peers: BTreeMap<NodeId, Peer>,
     connected: BTreeSet<NodeId>,
+    quotas: Quotas,
     /// Greatest `seq` that may be signed, for every claim ever made.
     log: BTreeMap<ClaimId, u64>,
     /// The same as it stood at the start: whatever this key signed beyond it came from another machine, or from this process.
@@ -216,6 +219,7 @@ impl Agent {
     ) -> Result<Self, ManifestError> {
         let run = manifest.id()?;
         let times = manifest.ownership;
+        let quotas = Quotas::of(&manifest);
         let log: BTreeMap<_, _> = memory.log.into_iter().map(|entry| (entry.claim, entry.seq_reserved)).collect();
         let mut agent = Self {
             register: Register::new(run, manifest.clone()),
@@ -230,6 +234,7 @@ impl Agent {
             advances: BTreeMap::new(),
             peers: BTreeMap::new(),
             connected: BTreeSet::new(),
+            quotas,
             log_at_start: log.clone(),
             log,
             owned: BTreeMap::new(),

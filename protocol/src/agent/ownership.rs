@@ -1,6 +1,6 @@
 //! Owning parts: from the claim through training to giving up.
 
-use super::{Action, Agent, Halt};
+use super::{Action, Agent, Halt, millis};
 use crate::{
     checkpoint::CheckpointId,
     claim::{Claim, ClaimId},
@@ -10,8 +10,11 @@ use crate::{
 
 /// The least number of parts by which an owner must exceed an idle peer before it hands one over.
 const HANDOVER_GAIN: usize = 2;
-/// For how many ttls a node leaves a part alone that it gave up.
+/// For how many ttls a node leaves a part alone that it could not train.
 const RETRY_TTLS: u32 = 4;
+/// For how many heartbeats it leaves one alone that it handed over in good order: as long as the heir may take. Longer, and a part that soon comes back
+/// would wait for the one node that knows it.
+const HEIR_HEARTBEATS: u32 = 4;
 
 /// A part this node claims.
 #[derive(Clone, Debug)]
@@ -61,7 +64,7 @@ impl Agent {
         owned.phase = Phase::Resuming;
         self.progress.remove(&part);
         match others {
-            true => self.release(now, part),
+            true => self.release(now, part, later),
             false => {
                 self.avoid_until.insert(part, later);
             }
@@ -73,7 +76,7 @@ impl Agent {
         self.leaving = true;
         self.look_soon();
         for part in self.owned().collect::<Vec<_>>() {
-            self.release(now, part);
+            self.release(now, part, now);
         }
     }
 
@@ -94,7 +97,10 @@ impl Agent {
                 Phase::Resuming if self.avoid_until.get(&part).is_some_and(|until| now < *until) => {}
                 Phase::Intent { .. } | Phase::Resuming => self.begin(now, part),
                 // The trainer hangs: better to let another try.
-                Phase::Training if self.is_idle(now, part) && self.heir(now, part).is_some() => self.release(now, part),
+                Phase::Training if self.is_idle(now, part) && self.heir(now, part).is_some() => {
+                    let later = self.back_off(now, part, RETRY_TTLS);
+                    self.release(now, part, later);
+                }
                 Phase::Training => {}
             }
         }
@@ -139,12 +145,12 @@ impl Agent {
         }
     }
 
-    /// Gives a part up with a signed word, so that nobody needs to wait for the ttl.
-    fn release(&mut self, now: Time, part: Part) {
+    /// Gives a part up with a signed word, so that nobody needs to wait for the ttl, and leaves it alone until `later`.
+    fn release(&mut self, now: Time, part: Part, later: Time) {
         if !self.owned.contains_key(&part) {
             return;
         }
-        let (heir, later) = (self.heir(now, part), self.back_off(now, part, RETRY_TTLS));
+        let heir = self.heir(now, part);
         self.drop_part(part);
         self.vote(now, part, heir.map(|heir| heir.node));
         self.avoid_until.insert(part, later);
@@ -164,7 +170,7 @@ impl Agent {
             return;
         }
         if self.heir(now, part).is_some_and(|heir| self.burden(part, heir) + HANDOVER_GAIN <= mine) {
-            self.release(now, part);
+            self.release(now, part, now + millis(self.manifest.ownership.heartbeat_ms) * HEIR_HEARTBEATS);
         }
     }
 

@@ -8,6 +8,7 @@ use paris_protocol::{
     codec::{CodecError, Wire},
     manifest::{Manifest, ManifestError},
     message::Gossip,
+    mixture::Mixture,
     register::{Digest, Records},
     ticket::Ticket,
 };
@@ -41,6 +42,7 @@ fn all_read_without_panic(bytes: &[u8]) -> Result<(), TestCaseError> {
     reads_canonically::<Claim>(bytes)?;
     reads_canonically::<Vote>(bytes)?;
     reads_canonically::<Checkpoint>(bytes)?;
+    reads_canonically::<Mixture>(bytes)?;
     let _ = Manifest::read(bytes);
     Ok(())
 }
@@ -62,6 +64,9 @@ proptest! {
 
     #[test]
     fn register_exchanges_survive(value in values::records()) { round_trip(&value)?; }
+
+    #[test]
+    fn mixtures_survive(value in values::mixture()) { round_trip(&value)?; }
 
     #[test]
     fn digests_survive(value in values::digest()) { round_trip(&value)?; }

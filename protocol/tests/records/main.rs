@@ -7,4 +7,6 @@ mod bounds;
 mod codec;
 mod golden;
 mod merge;
+mod mixture;
 mod values;
+mod versions;

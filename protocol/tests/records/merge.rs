@@ -245,6 +245,31 @@ fn one_claim_signed_twice_with_one_seq_is_settled_alike_everywhere() {
     assert_eq!(meaning(&one), meaning(&other));
 }
 
+#[test]
+fn two_peers_that_each_know_one_half_of_a_fork_bar_its_key_after_an_exchange() {
+    let manifest = shared(manifest(1, 1));
+    let run = run(&manifest);
+    let claim = |author: u8, previous: Option<&Verified<Claim>>| {
+        let previous = previous.map(|it| Previous { claim: it.id(run, it.author()), owner: it.author() });
+        let term = if previous.is_some() { 2 } else { 1 };
+        let claim = Claim { part: Part::Router, term, previous, evidence: Vec::new(), boot: 0, seq: 0 };
+        Made::Claim(Verified::sign(&key(author), run, claim))
+    };
+    let of = |made: &Made| match made {
+        Made::Claim(claim) => claim.clone(),
+        Made::Checkpoint(_) => panic!("a claim"),
+    };
+    let [first, second] = [claim(1, None), claim(2, None)];
+    let half = |before: &Made| [first.clone(), second.clone(), claim(3, Some(&of(before)))];
+    let [mut one, mut other] = [half(&first), half(&second)].map(|half| merged(&manifest, [&half[..]]));
+    assert!(!one.is_barred(key(3).id()) && !other.is_barred(key(3).id()));
+    let (before, after) = (one.clone(), other.clone());
+    pull(&mut one, &after, run);
+    pull(&mut other, &before, run);
+    assert!(one.is_barred(key(3).id()) && other.is_barred(key(3).id()));
+    assert_eq!(meaning(&one), meaning(&other));
+}
+
 /// Records signed once for all cases: chains and forks of both parts without evidence (the quorum is 1), heartbeats, and checkpoints.
 fn pool() -> &'static (Arc<Manifest>, Vec<Made>) {
     static POOL: OnceLock<(Arc<Manifest>, Vec<Made>)> = OnceLock::new();

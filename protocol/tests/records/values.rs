@@ -9,6 +9,7 @@ use paris_protocol::{
     identity::NodeId,
     manifest::RunId,
     message::{Gossip, Presence, Progress},
+    mixture::Mixture,
     part::Part,
     register::{Digest, Records},
     signed::{Signed, Verified},
@@ -98,6 +99,13 @@ pub(crate) fn gossip() -> impl Strategy<Value = Gossip> {
 pub(crate) fn records() -> impl Strategy<Value = Records> {
     (vec(signed_claim(), 0..4), vec(signed_checkpoint(), 0..4))
         .prop_map(|(claims, checkpoints)| Records { claims, checkpoints })
+}
+
+pub(crate) fn mixture() -> impl Strategy<Value = Mixture> {
+    vec(checkpoint(), 0..4).prop_map(|all| {
+        let signed: Vec<_> = all.into_iter().map(|it| Verified::sign(&key(1), run(), it)).collect();
+        Mixture::of(run(), &signed)
+    })
 }
 
 pub(crate) fn digest() -> impl Strategy<Value = Digest> {

@@ -1,6 +1,6 @@
 //! Who owns what, and how it changes.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use paris_protocol::{agent::Settings, claim::ClaimId, part::Part};
 
@@ -69,6 +69,22 @@ fn a_lone_node_hands_over_when_others_join_and_then_nothing_changes_for_an_hour(
     world.run_secs(3600);
     assert_eq!(world.begun.len(), begun, "no change of owner in a quiet hour: {:?}", &world.begun[begun..]);
     assert_agreed(&world);
+}
+
+#[test]
+fn a_part_that_was_handed_over_and_soon_comes_back_waits_for_nobody() {
+    let mut world = World::of(3, manifest(1, 1), 1, 2);
+    world.run_secs(60);
+    let guest = world.add(owner(2));
+    while world.load(guest) == 0 {
+        assert!(world.now < Duration::from_secs(300), "nothing was handed over");
+        world.run_secs(1);
+    }
+    // The back-off of a node that could not train a part is 32 s; this one could.
+    world.run_secs(9);
+    world.input(guest, |agent, now| agent.leave(now));
+    world.run_secs(5);
+    assert_eq!(world.load(0), 2);
 }
 
 #[test]

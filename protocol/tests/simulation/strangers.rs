@@ -177,6 +177,28 @@ fn records_of_another_author_or_run_are_rejected() {
 }
 
 #[test]
+fn one_key_that_floods_is_passed_over_and_the_others_are_heard() {
+    let mut world = World::of(29, manifest(2, 2), 3, 3);
+    world.run_secs(60);
+    let (before, liar) = (claims(&world), liar());
+    let silly = Gossip::Beat { presence: Presence::default(), claims: Vec::new() };
+    let verdicts: Vec<_> = (0..10_000)
+        .map(|_| {
+            let bytes = silly.to_bytes().unwrap();
+            world.input(0, |agent, now| agent.receive(now, liar.id(), &bytes))
+        })
+        .collect();
+    let accepted = verdicts.iter().filter(|verdict| **verdict == Verdict::Accept).count();
+    assert!((50..500).contains(&accepted), "{accepted} passed on");
+    assert!(verdicts[accepted..].iter().all(|verdict| *verdict == Verdict::Ignore), "who forwards it is not to blame");
+    let honest = world.agent(1).id();
+    let bytes = silly.to_bytes().unwrap();
+    assert_eq!(world.input(0, |agent, now| agent.receive(now, honest, &bytes)), Verdict::Accept);
+    world.run_secs(60);
+    assert_eq!(claims(&world), before);
+}
+
+#[test]
 fn the_same_key_on_a_second_machine_halts_it() {
     let mut world = World::of(27, manifest(2, 1), 2, 3);
     world.run_secs(60);

@@ -13,6 +13,7 @@ use paris_protocol::{
         Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training, Transformer,
     },
     message::Gossip,
+    mixture::Mixture,
     register::{Digest, Records},
     ticket::Ticket,
 };
@@ -33,6 +34,7 @@ pub(crate) fn decode(bytes: &[u8]) {
     canonical::<Vote>(bytes);
     canonical::<Checkpoint>(bytes);
     canonical::<Ticket>(bytes);
+    canonical::<Mixture>(bytes);
     let _ = Manifest::read(bytes);
     if let Ok(text) = std::str::from_utf8(bytes) {
         let _ = text.parse::<Ticket>();
@@ -46,7 +48,8 @@ thread_local! {
 
 /// Hands the bytes to an agent as gossip, as a register exchange and as an answer to one.
 pub(crate) fn hear(bytes: &[u8]) {
-    let (stranger, now) = (NodeId([9; 32]), Duration::from_secs(1));
+    // A stranger for each input: one alone would soon be over its quota, and read no more.
+    let (stranger, now) = (NodeId(Hash::of(bytes).0), Duration::from_secs(1));
     AGENT.with_borrow_mut(|agent| {
         let before = agent.register().digest();
         agent.receive(now, stranger, bytes);
@@ -54,6 +57,7 @@ pub(crate) fn hear(bytes: &[u8]) {
             assert!(answer.len() <= Records::LIMIT);
         }
         agent.pulled(now, stranger, bytes);
+        let _ = Mixture::read(bytes, agent.run(), agent.manifest());
         agent.tick(now);
         let acts = |action: Action| matches!(action, Action::Train { .. } | Action::Fetch { .. } | Action::Halt(_));
         assert!(!agent.take_actions().any(acts), "moved by what nobody signed");

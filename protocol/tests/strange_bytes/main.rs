@@ -3,12 +3,14 @@
 mod entry;
 
 use paris_protocol::{
-    claim::{Claim, Vote},
+    checkpoint::{Blob, Checkpoint},
+    claim::{Claim, ClaimId, Vote},
     codec::Wire,
     hash::Hash,
     identity::Keypair,
     manifest::RunId,
     message::{Gossip, Presence},
+    mixture::Mixture,
     part::Part,
     register::{Digest, Records},
     signed::Verified,
@@ -34,12 +36,25 @@ fn seeds() -> Vec<Vec<u8>> {
     let vote = Vote { part: Part::Router, claim: None, heir: Some(keypair.id()) };
     let vote = Verified::sign(&keypair, run, vote).signed().clone();
     let beat = Gossip::Beat { presence: Presence { capacity: 1, ..Presence::default() }, claims: vec![claim.clone()] };
+    let blob = Blob { hash: Hash::of(b"weights"), bytes: 1 };
+    let checkpoint = Checkpoint {
+        part: Part::Expert(1),
+        claim: ClaimId(Hash::of(b"claim")),
+        term: 1,
+        parent: None,
+        step: 9,
+        held_out_loss: 0.5,
+        weights: blob,
+        state: blob,
+    };
+    let checkpoint = Verified::sign(&keypair, run, checkpoint);
     let digest = Digest([(Part::Expert(0), Hash::of(b"a")), (Part::Router, Hash::of(b"b"))].into());
     vec![
         beat.to_bytes().unwrap(),
         Gossip::Vote(vote).to_bytes().unwrap(),
         Records { claims: vec![claim.clone(), claim], checkpoints: Vec::new() }.to_bytes().unwrap(),
         digest.to_bytes().unwrap(),
+        Mixture::of(run, [&checkpoint]).to_bytes().unwrap(),
         Vec::new(),
     ]
 }

@@ -1,37 +1,51 @@
 //! What the driver tells: the node's status, and the mixture as far as it is here.
 
-use paris_protocol::{checkpoint::Checkpoint, part::Part, signed::Verified};
+use paris_protocol::{
+    checkpoint::{Checkpoint, CheckpointId},
+    codec::Wire,
+    identity::NodeId,
+    mixture::Mixture,
+    part::Part,
+    signed::Verified,
+};
 
 use super::{
     super::{AssembledPart, Assembly, NodeError},
     Driver,
 };
 use crate::{
+    hex,
     status::{CheckpointStatus, PartStatus, Status},
     store::HeldOutLoss,
 };
 
 impl Driver {
     pub(super) fn assembly(&self) -> Assembly {
-        let part = |part: Part| {
-            let best = self.agent.best(part)?;
+        let (mut parts, mut checkpoints) = (Vec::new(), Vec::new());
+        for part in self.agent.manifest().parts() {
+            let Some(best) = self.agent.best(part) else { continue };
             // While the best is being fetched, the best that is here can be drawn with.
             let checkpoint = self.best_held(part).unwrap_or(best);
-            Some(AssembledPart {
-                part: part.name(),
-                step: checkpoint.step,
-                best_step: best.step,
-                author: checkpoint.author().to_string(),
-                weights: checkpoint.weights.hash.to_string(),
-                path: None,
-            })
-        };
-        let manifest = self.agent.manifest();
-        Assembly {
-            run: self.agent.run().0.to_string(),
-            manifest: self.work.manifest_hex(),
-            parts: manifest.parts().filter_map(part).collect(),
+            parts.push(AssembledPart::of(checkpoint, best.step));
+            checkpoints.push(checkpoint);
         }
+        let run = self.agent.run();
+        Assembly {
+            run: run.0.to_string(),
+            manifest: self.work.manifest_hex(),
+            mixture: hex::encode(&Mixture::of(run, checkpoints).to_bytes().unwrap_or_default()),
+            parts,
+        }
+    }
+
+    /// Live peers, those that say they hold the checkpoint first; the others in another order every second, since only some are asked at a time.
+    pub(super) fn holders_first(&self, id: Option<CheckpointId>) -> Vec<NodeId> {
+        let holds = |node: &NodeId| id.is_some_and(|id| self.agent.peers()[node].presence.holds.contains(&id));
+        let (mut holders, mut others): (Vec<_>, Vec<_>) = self.agent.peers().keys().copied().partition(holds);
+        let turn = self.now().as_secs() as usize % others.len().max(1);
+        others.rotate_left(turn);
+        holders.append(&mut others);
+        holders
     }
 
     fn best_held(&self, part: Part) -> Option<&Verified<Checkpoint>> {

@@ -1,0 +1,196 @@
+//! Mixtures that are kept: their records and weights stay in the blob store, whatever becomes of the checkpoints, and are served to whoever asks.
+//!
+//! The agent knows nothing of them. A mixture is kept by its names in the blob store alone: one for its record, one for the weights of each part.
+
+use std::collections::BTreeSet;
+
+use paris_protocol::{
+    checkpoint::{Checkpoint, CheckpointId},
+    codec::{CodecError, Wire},
+    hash::Hash,
+    identity::NodeId,
+    mixture::{Mixture, MixtureError},
+    part::Part,
+    signed::Verified,
+};
+use tokio::sync::oneshot;
+
+use super::{
+    AssembledPart, Assembly, Call, NodeHandle,
+    blob_work::{BlobWork, size_limits},
+    recipe,
+};
+use crate::{
+    blobs::{BlobsError, FetchRequest, Size},
+    hex,
+};
+
+/// What the names of all kept mixtures' blobs begin with.
+const MIXTURES: &str = "mixture/";
+/// What the name of a mixture's own record ends with.
+const RECORD: &str = "record";
+
+/// A mixture that cannot be kept or had.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// It is none, or none of this run.
+    #[error(transparent)]
+    Mixture(#[from] MixtureError),
+    /// The blob store.
+    #[error(transparent)]
+    Blobs(#[from] BlobsError),
+    /// Its weights are gone again.
+    #[error(
+        "the weights of {0} are not here any more, a newer checkpoint took their place: assemble the mixture again"
+    )]
+    Gone(Part),
+    /// Nobody delivered it yet.
+    #[error(
+        "mixture {hash} cannot be had: {reason}. It is kept where it was assembled and wherever it was drawn with: is one of these nodes online?"
+    )]
+    Unavailable {
+        /// The mixture.
+        hash: Hash,
+        /// What is missing.
+        reason: String,
+    },
+    /// Its weights are not of the run's model.
+    #[error("the mixture's weights of {part} are of no use: {reason}")]
+    Unusable {
+        /// The part.
+        part: Part,
+        /// What is wrong with them.
+        reason: String,
+    },
+    /// The driver is gone.
+    #[error("the node has stopped")]
+    Stopped,
+}
+
+impl From<CodecError> for KeepError {
+    fn from(error: CodecError) -> Self {
+        Self::Mixture(error.into())
+    }
+}
+
+/// What the names of one mixture's blobs begin with.
+fn tags(hash: Hash) -> String {
+    format!("{MIXTURES}{hash}/")
+}
+
+impl NodeHandle {
+    /// Keeps a mixture whose weights are here, under the name that is returned.
+    pub async fn keep_mixture(&self, mixture: &Mixture) -> Result<Hash, KeepError> {
+        self.work.keep_mixture(mixture).await
+    }
+
+    /// The mixtures that are kept.
+    pub fn mixtures(&self) -> Vec<Hash> {
+        self.work.mixtures()
+    }
+
+    /// Lets go of a mixture; false if it was not kept.
+    pub async fn drop_mixture(&self, hash: Hash) -> Result<bool, KeepError> {
+        Ok(self.work.blobs().untag_prefix(&tags(hash)).await? > 0)
+    }
+
+    /// A mixture by its name, its weights where a sampling process can read them. What is not here is fetched, and kept from then on.
+    ///
+    /// # Errors
+    /// [`KeepError::Unavailable`] may pass: peers come and go. The rest does not.
+    pub async fn mixture(&self, hash: Hash) -> Result<Assembly, KeepError> {
+        let checkpoints = self.record(hash).await?;
+        for checkpoint in &checkpoints {
+            self.weights(hash, checkpoint).await?;
+        }
+        let part = |it: &Verified<Checkpoint>| AssembledPart::of(it, it.step);
+        let mut parts: Vec<_> = checkpoints.iter().map(part).collect();
+        self.work.export_all(&mut parts).await;
+        Ok(Assembly {
+            run: self.work.run().0.to_string(),
+            manifest: self.work.manifest_hex(),
+            mixture: hex::encode(&Mixture::of(self.work.run(), &checkpoints).to_bytes()?),
+            parts,
+        })
+    }
+
+    /// A mixture's record, as its checkpoints.
+    async fn record(&self, hash: Hash) -> Result<Vec<Verified<Checkpoint>>, KeepError> {
+        let limit = Mixture::LIMIT as u64;
+        let providers = self.work.seeds().chain(self.holders(None).await?);
+        let request = request(hash, Size::AtMost(limit), providers, format!("{}{RECORD}", tags(hash)));
+        self.fetch(hash, "its record", request).await?;
+        let bytes = self.work.blobs().bytes(hash.0, limit).await?;
+        let read = Mixture::read(&bytes, self.work.run(), self.work.manifest());
+        if read.is_err() {
+            self.drop_mixture(hash).await?;
+        }
+        Ok(read?)
+    }
+
+    /// Has a checkpoint's weights fetched, checked and kept under the mixture's name.
+    async fn weights(&self, mixture: Hash, checkpoint: &Verified<Checkpoint>) -> Result<(), KeepError> {
+        let (part, weights) = (checkpoint.part, checkpoint.weights);
+        let unusable = |reason: String| KeepError::Unusable { part, reason };
+        let config = recipe::part_config(self.work.manifest(), part);
+        let (limit, _) = size_limits(&config);
+        if weights.bytes > limit {
+            return Err(unusable(format!("{} bytes are more than the run's model has", weights.bytes)));
+        }
+        let holders = self.holders(Some(checkpoint.id())).await?;
+        let providers = [checkpoint.author()].into_iter().chain(holders).chain(self.work.seeds());
+        let tag = format!("{}{part}", tags(mixture));
+        let request = request(weights.hash, Size::Exactly(weights.bytes), providers, tag);
+        self.fetch(mixture, &format!("the weights of {part}"), request).await?;
+        let checked = self.work.check_weights(config, weights, limit).await;
+        checked.map_err(|error| unusable(format!("{error:#}")))
+    }
+
+    async fn fetch(&self, mixture: Hash, what: &str, request: FetchRequest) -> Result<(), KeepError> {
+        match self.work.blobs().fetch(request).await {
+            Ok(_) => Ok(()),
+            Err(BlobsError::Unavailable { missing, tried, .. }) => {
+                let reason = format!("{what} is to be had from none of {} peers asked ({missing})", tried.len());
+                Err(KeepError::Unavailable { hash: mixture, reason })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Live peers, those that say they hold the checkpoint first.
+    async fn holders(&self, id: Option<CheckpointId>) -> Result<Vec<NodeId>, KeepError> {
+        let (answer, answered) = oneshot::channel();
+        self.calls.send(Call::Holders(id, answer)).await.map_err(|_| KeepError::Stopped)?;
+        answered.await.map_err(|_| KeepError::Stopped)
+    }
+}
+
+/// A request that asks nobody twice.
+fn request(hash: Hash, size: Size, providers: impl Iterator<Item = NodeId>, tag: String) -> FetchRequest {
+    let mut asked = BTreeSet::new();
+    let providers = providers.filter(|provider| asked.insert(*provider)).collect();
+    FetchRequest { hash: hash.0, size, providers, tag }
+}
+
+impl BlobWork {
+    async fn keep_mixture(&self, mixture: &Mixture) -> Result<Hash, KeepError> {
+        let bytes = mixture.to_bytes()?;
+        let hash = Hash::of(&bytes);
+        for checkpoint in Mixture::read(&bytes, self.run(), self.manifest())? {
+            let tag = format!("{}{}", tags(hash), checkpoint.part);
+            match self.blobs().tag(&tag, checkpoint.weights.hash.0).await {
+                Err(BlobsError::Missing { .. }) => return Err(KeepError::Gone(checkpoint.part)),
+                kept => kept?,
+            }
+        }
+        self.blobs().add_bytes(&format!("{}{RECORD}", tags(hash)), bytes).await?;
+        Ok(hash)
+    }
+
+    fn mixtures(&self) -> Vec<Hash> {
+        let of_record = |tag: String| tag.strip_prefix(MIXTURES)?.strip_suffix(RECORD)?.strip_suffix('/')?.parse().ok();
+        let mut all: Vec<_> = self.blobs().tags(MIXTURES).into_iter().filter_map(of_record).collect();
+        all.sort_unstable();
+        all
+    }
+}

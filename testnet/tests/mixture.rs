@@ -1,0 +1,73 @@
+//! A mixture holds still while the run goes on: whoever names it draws the same picture, anywhere and later.
+
+mod common;
+
+use std::path::Path;
+
+use common::{Network, node};
+use paris_node::status::Status;
+use paris_testnet::process::NodeProcess;
+
+/// Draws on a node; the picture's bytes, and what was said about it.
+fn draw(node: &NodeProcess, out: &Path, more: &[&str]) -> (Vec<u8>, String) {
+    let mut arguments = vec!["sample", "a red heart", "-n", "2", "--steps", "3", "--seed", "7"];
+    arguments.extend(["--out", out.to_str().unwrap()].iter().chain(more));
+    let output = node.call(&arguments).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    (std::fs::read(out).unwrap(), said)
+}
+
+/// The step of every part's best checkpoint.
+fn steps(status: &Status) -> Vec<u64> {
+    status.parts.iter().map(|part| part.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step)).collect()
+}
+
+#[test]
+fn a_mixture_draws_the_same_picture_anywhere_and_after_the_run_went_on() {
+    let mut network = Network::new(2);
+    network.start();
+    network.wait_until("every part has a checkpoint", |status| steps(status).iter().all(|step| *step > 0));
+    let out = network.path("drawn.png");
+    let hash = network.nodes[0].answer(["mixture", "assemble"]).unwrap().trim().to_owned();
+    let exactly = ["--mixture", hash.as_str()];
+    let (first, said) = draw(&network.nodes[0], &out, &exactly);
+    assert!(said.contains(&hash), "{said}");
+
+    // The run goes on, until its nodes keep these checkpoints for the mixture's sake alone.
+    let mut last = network.wait_until("it has a status", |_| true);
+    for _ in 0..4 {
+        let before = steps(&last);
+        last = network.wait_until("every part has a newer checkpoint", |status| {
+            steps(status).iter().zip(&before).all(|(now, before)| now > before)
+        });
+    }
+    let (now, said) = draw(&network.nodes[0], &out, &[]);
+    assert!(now != first && !said.contains(&hash), "the best of now is another: {said}");
+    assert_eq!(draw(&network.nodes[0], &out, &exactly).0, first);
+
+    // A peer that trains nothing and has met nobody fetches it by name, and keeps it.
+    let ticket = network.ticket();
+    let artist = node(network.folder.path(), "artist");
+    artist.answer(["join", &ticket]).unwrap();
+    let (drawn, said) = draw(&artist, &out, &exactly);
+    assert_eq!(drawn, first);
+    assert!(said.contains(&hash) && !said.contains("missing"), "{said}");
+    assert_eq!(artist.answer(["mixture", "show"]).unwrap().trim(), hash);
+    let shown = artist.answer(["mixture", "show", &hash]).unwrap();
+    assert!(["expert-0", "expert-1", "router"].iter().all(|part| shown.contains(part)), "{shown}");
+
+    // What --keep keeps has a name as well, and names hold without any network.
+    let (kept, said) = draw(&artist, &out, &["--keep"]);
+    let name = said.split("mixture ").nth(1).unwrap()[..64].to_owned();
+    network.nodes.clear();
+    assert_eq!(draw(&artist, &out, &exactly).0, first);
+    assert_eq!(draw(&artist, &out, &["--mixture", &name]).0, kept);
+
+    artist.answer(["mixture", "drop", &hash]).unwrap();
+    assert!(!artist.answer(["mixture", "show"]).unwrap().contains(&hash));
+    let nobodys = "0".repeat(64);
+    let output = artist.call(["sample", "a red heart", "--wait", "1", "--mixture", &nobodys]).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("is one of these nodes online"), "{said}");
+}
