@@ -37,7 +37,7 @@ impl BatchSource for Grey {
 
 /// One test, so that nothing else takes memory meanwhile.
 #[test]
-fn a_step_takes_what_two_small_ones_promise() {
+fn a_step_takes_what_two_smaller_ones_promise() {
     assert!(is_counted());
     let block = 1 << 20;
     let (blocks, peak) = peak_during(|| {
@@ -64,9 +64,9 @@ fn a_step_takes_what_two_small_ones_promise() {
         samples,
         bytes: peak_during(|| trainer.rehearse(&Grey, samples).unwrap()).1,
     };
-    let footprint = Footprint::from_peaks(peak(&trainer, 1), peak(&trainer, 2));
+    let footprint = Footprint::from_peaks(peak(&trainer, 4), peak(&trainer, 8));
     println!("{footprint:?}");
-    for samples in [4, 32] {
+    for samples in [16, 32] {
         let (promised, measured) = (footprint.bytes(samples), peak(&trainer, samples).bytes);
         println!("{samples} samples: {promised} promised, {measured} measured");
         assert!(measured <= promised + promised / 20, "{samples} samples take {measured} bytes, not {promised}");

@@ -94,8 +94,20 @@ impl Beginning {
     pub fn train(self, trainer: Trainer) -> Result<Durable, DurableError> {
         let Self { setup, run, snapshots, writer, problem, origin, supersedes, .. } = self;
         let (written, fallbacks, failed) = (None, 0, None);
-        let mut durable =
-            Durable { setup, run, trainer, origin, snapshots, writer, supersedes, written, problem, fallbacks, failed };
+        let mut durable = Durable {
+            setup,
+            run,
+            trainer,
+            origin,
+            snapshots,
+            writer,
+            supersedes,
+            written,
+            problem,
+            fallbacks,
+            failed,
+            passed: 0,
+        };
         if !matches!(origin, Origin::Snapshot { .. }) {
             durable.snapshot()?;
         }

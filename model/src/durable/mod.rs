@@ -120,6 +120,8 @@ pub struct Durable {
     problem: Option<String>,
     fallbacks: u32,
     failed: Option<Failed>,
+    /// Batches before this one are not tried again.
+    passed: u64,
 }
 
 /// The last failure.
@@ -205,8 +207,10 @@ impl Durable {
         self.trainer = self.setup.trainer(Some(&state))?;
         self.trainer.set_micro_batch(micro_batch);
         if again {
-            self.trainer.skip_to(failed.cursor + 1);
+            self.passed = failed.cursor + 1;
         }
+        // Also what was passed over earlier: the snapshot may be from before that.
+        self.trainer.skip_to(self.passed);
         self.fallbacks += 1;
         self.failed = Some(failed);
         let skipped = self.trainer.cursor() - header.cursor;

@@ -103,7 +103,7 @@ impl HistoryFile {
         let newer = older.split_off(older.len() / 2);
         let mut lines = by_twos(older);
         // Where nothing merges, as of a part that does nothing but fail, the oldest go.
-        let surplus = (lines.len() + newer.len()).saturating_sub(self.most * 3 / 4);
+        let surplus = (lines.len() + newer.len()).saturating_sub(self.most - self.most / 8);
         lines.drain(..surplus.min(lines.len()));
         lines.extend(newer);
         let folder = self.path.parent().unwrap_or(Path::new("."));

@@ -14,6 +14,9 @@ const TRAINER_COPIES: u64 = 8;
 /// What making a checkpoint takes beside: its tensors, and the bytes of weights and state.
 const CHECKPOINT_COPIES: u64 = 8;
 
+/// How many times the samples of the largest step measured a step may have that is not.
+const EXTRAPOLATED_MAX: usize = 4;
+
 /// A part that cannot be trained on this machine now.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FitError {
@@ -76,7 +79,14 @@ pub(super) fn fitted(
     if footprint.bytes(batch) > budgets[0] && footprint.bytes(2 * threads) <= budgets[0] && 2 * threads <= batch {
         footprint = measured(threads)?;
     }
-    let fitting = budgets.iter().find_map(|budget| footprint.micro_batch(batch, *budget, before));
+    let mut fitting = budgets.iter().find_map(|budget| footprint.micro_batch(batch, *budget, before));
+    // Small steps have their peak elsewhere than large ones, which take more a sample: measured again nearer to what seems to fit.
+    let mut largest = 2 * threads;
+    while fitting.is_some_and(|samples| samples > EXTRAPOLATED_MAX * largest) {
+        footprint = measured(largest)?;
+        largest *= 2;
+        fitting = budgets.iter().find_map(|budget| footprint.micro_batch(batch, *budget, before));
+    }
     let Some(samples) = fitting else {
         return Err(FitError::TooLittle { held, step: Some(footprint.bytes(1)), left });
     };
