@@ -8,10 +8,10 @@ use crate::{claim::ClaimId, part::Part};
 pub type Time = Duration;
 
 /// When this node last saw each part's owner speak.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Leases(BTreeMap<Part, Lease>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Lease {
     claim: ClaimId,
     seq: u64,

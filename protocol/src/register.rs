@@ -7,7 +7,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use serde::{Deserialize, Serialize};
@@ -50,6 +50,7 @@ pub enum Merged {
 pub struct Register {
     run: RunId,
     manifest: Arc<Manifest>,
+    /// Parts of which something is known.
     parts: BTreeMap<Part, PartRegister>,
     /// Keys that signed two claims on one part and term.
     barred: BTreeSet<NodeId>,
@@ -63,6 +64,10 @@ struct PartRegister {
     /// The greatest of them by term and name.
     current: Option<(u64, ClaimId)>,
     checkpoints: BTreeMap<CheckpointId, Verified<Checkpoint>>,
+    /// Their names, best first.
+    order: Vec<CheckpointId>,
+    /// The hash of all this, once it was asked for.
+    digest: OnceLock<Hash>,
 }
 
 /// Records as they travel between registers.
@@ -91,8 +96,7 @@ impl Wire for Digest {
 impl Register {
     /// An empty register of a run.
     pub fn new(run: RunId, manifest: Arc<Manifest>) -> Self {
-        let parts = manifest.parts().map(|part| (part, PartRegister::default())).collect();
-        Self { run, manifest, parts, barred: BTreeSet::new() }
+        Self { run, manifest, parts: BTreeMap::new(), barred: BTreeSet::new() }
     }
 
     /// Adds a claim.
@@ -101,7 +105,10 @@ impl Register {
             return Merged::Invalid("its author is not admitted");
         }
         let id = self.id_of(&claim);
-        let Some(part) = self.parts.get_mut(&claim.part) else { return Merged::Invalid("the run has no such part") };
+        if !self.manifest.has(claim.part) {
+            return Merged::Invalid("the run has no such part");
+        }
+        let part = self.parts.entry(claim.part).or_default();
         let newness = |claim: &Verified<Claim>| (claim.seq, claim.signed().tie_break());
         let known = part.claims.get(&id);
         if known.is_some_and(|known| newness(known) >= newness(&claim)) {
@@ -127,16 +134,22 @@ impl Register {
         if known.is_none() && part.claims.values().any(twin) {
             self.barred.insert(claim.author());
         }
-        part.current = part.current.max(Some((claim.term, id)));
+        let before = part.current;
+        part.current = before.max(Some((claim.term, id)));
         part.claims.insert(id, claim);
+        part.digest.take();
+        if part.current != before {
+            part.sort_checkpoints();
+        }
         Merged::New
     }
 
     /// Adds a checkpoint. Only the owner of a known claim can have made it.
     pub fn merge_checkpoint(&mut self, checkpoint: Verified<Checkpoint>) -> Merged {
-        let Some(part) = self.parts.get_mut(&checkpoint.part) else {
+        if !self.manifest.has(checkpoint.part) {
             return Merged::Invalid("the run has no such part");
-        };
+        }
+        let part = self.parts.entry(checkpoint.part).or_default();
         if checkpoint.weights.bytes > BLOB_BYTES_MAX || checkpoint.state.bytes > BLOB_BYTES_MAX {
             return Merged::Invalid("its blobs are larger than any checkpoint's");
         }
@@ -159,6 +172,8 @@ impl Register {
         part.checkpoints.insert(id, checkpoint);
         part.keep_greatest(CHECKPOINTS_OF_A_CLAIM_MAX, |it| it.claim == claim);
         part.keep_greatest(CHECKPOINTS_MAX, |_| true);
+        part.sort_checkpoints();
+        part.digest.take();
         match part.checkpoints.contains_key(&id) {
             true => Merged::New,
             false => Merged::Known,
@@ -223,16 +238,14 @@ impl Register {
 
     /// The part's checkpoints, best first: those fenced by the current claim, then by term, step and name.
     pub fn checkpoints(&self, part: Part) -> Vec<&Verified<Checkpoint>> {
-        self.named_checkpoints(part).into_iter().map(|(_, checkpoint)| checkpoint).collect()
+        self.named_checkpoints(part).map(|(_, checkpoint)| checkpoint).collect()
     }
 
     /// The same with their names, which are costly to compute again.
-    pub(crate) fn named_checkpoints(&self, part: Part) -> Vec<(CheckpointId, &Verified<Checkpoint>)> {
-        let current = self.current_id(part);
-        let Some(part) = self.parts.get(&part) else { return Vec::new() };
-        let mut all: Vec<_> = part.checkpoints.iter().map(|(id, it)| (*id, it)).collect();
-        all.sort_by_key(|(id, it)| Reverse((Some(it.claim) == current, it.term, it.step, *id)));
-        all
+    pub(crate) fn named_checkpoints(&self, part: Part) -> impl Iterator<Item = (CheckpointId, &Verified<Checkpoint>)> {
+        let part = self.parts.get(&part);
+        let order = part.map_or(&[][..], |part| &part.order).iter();
+        order.filter_map(move |id| Some((*id, part?.checkpoints.get(id)?)))
     }
 
     /// A checkpoint by its name.
@@ -242,19 +255,9 @@ impl Register {
 
     /// A hash a part, to compare registers by.
     pub fn digest(&self) -> Digest {
-        let digest = |part: &PartRegister| {
-            let mut bytes = Vec::new();
-            for (id, claim) in &part.claims {
-                bytes.extend_from_slice(&id.0.0);
-                bytes.extend_from_slice(&claim.seq.to_le_bytes());
-                bytes.extend_from_slice(claim.signed().tie_break().as_flattened());
-            }
-            for id in part.checkpoints.keys() {
-                bytes.extend_from_slice(&id.0.0);
-            }
-            Hash::of_fields("paris-node 1 register digest", &[&bytes])
-        };
-        Digest(self.parts.iter().map(|(part, register)| (*part, digest(register))).collect())
+        let nothing = PartRegister::default();
+        let hash = |part| self.parts.get(&part).unwrap_or(&nothing).digest();
+        Digest(self.manifest.parts().map(|part| (part, hash(part))).collect())
     }
 
     /// The records of every part in which `other` differs, as many as an answer may hold; a later exchange brings the rest. Which part comes
@@ -264,7 +267,8 @@ impl Register {
         let mut records = Records::default();
         let mut room = Records::LIMIT - 1024;
         let turn = other.0.values().fold(0, |turn: usize, hash| turn.wrapping_mul(31).wrapping_add(hash.0[0].into()));
-        for (part, register) in self.parts.iter().cycle().skip(turn % self.parts.len()).take(self.parts.len()) {
+        let first = turn % self.parts.len().max(1);
+        for (part, register) in self.parts.iter().cycle().skip(first).take(self.parts.len()) {
             if other.0.get(part) == mine.0.get(part) {
                 continue;
             }
@@ -286,6 +290,29 @@ impl Register {
 }
 
 impl PartRegister {
+    fn digest(&self) -> Hash {
+        *self.digest.get_or_init(|| {
+            let mut bytes = Vec::new();
+            for (id, claim) in &self.claims {
+                bytes.extend_from_slice(&id.0.0);
+                bytes.extend_from_slice(&claim.seq.to_le_bytes());
+                bytes.extend_from_slice(claim.signed().tie_break().as_flattened());
+            }
+            for id in self.checkpoints.keys() {
+                bytes.extend_from_slice(&id.0.0);
+            }
+            Hash::of_fields("paris-node 1 register digest", &[&bytes])
+        })
+    }
+
+    /// Best first: those fenced by the current claim, then by term, step and name.
+    fn sort_checkpoints(&mut self) {
+        let current = self.current.map(|(_, id)| id);
+        let mut all: Vec<_> = self.checkpoints.iter().collect();
+        all.sort_by_key(|(id, it)| Reverse((Some(it.claim) == current, it.term, it.step, **id)));
+        self.order = all.into_iter().map(|(id, _)| *id).collect();
+    }
+
     /// Drops the least of the checkpoints that `counts` until no more than `most` are left.
     fn keep_greatest(&mut self, most: usize, counts: impl Fn(&Checkpoint) -> bool) {
         let mut counted: Vec<_> = self.checkpoints.iter().filter(|(_, it)| counts(it)).collect();

@@ -60,6 +60,7 @@ impl Agent {
         let since_before = self.advances.get(&part).is_some_and(|advance| advance.claim == id);
         if !since_before {
             let look = now + self.idle_deadline() / 2;
+            self.quiet_until = Time::ZERO;
             self.advances.insert(part, Advance { claim: id, step: 0, since: now, look, useless: false });
             self.stirred = true;
         }
@@ -84,21 +85,22 @@ impl Agent {
             advance.look = if now > since + deadline { now + deadline / 8 } else { now + deadline / 2 };
         }
         let look = self.advances[&part].look;
-        self.wake_at(look);
+        self.quiet_until = self.quiet_until.min(look);
+        self.watch_at(look);
     }
 
     /// The greatest step published under the claim whose blobs a node other than the owner holds; where the run keeps no replicas, the greatest
     /// published. A copy of what another published is no progress.
     fn vouched_step(&self, part: Part, claim: ClaimId) -> u64 {
-        let alone = self.manifest.ownership.replicas == 0 || self.peers.is_empty();
-        let all = self.register.named_checkpoints(part);
+        let alone = self.manifest.ownership.replicas == 0 || self.others().next().is_none();
+        let all: Vec<_> = self.register.named_checkpoints(part).collect();
         let is_copy = |it: &Checkpoint| {
             let earlier = |other: &Checkpoint| (other.term, other.step) < (it.term, it.step);
             all.iter().any(|(_, other)| other.weights.hash == it.weights.hash && earlier(other))
         };
         let vouched = all.iter().filter(|(id, it)| {
             let held = |(node, peer): (&NodeId, &Peer)| *node != it.author() && peer.presence.holds.contains(id);
-            it.claim == claim && (alone || self.holds(*id) || self.peers.iter().any(held)) && !is_copy(it)
+            it.claim == claim && (alone || self.holds(*id) || self.peers.all().iter().any(held)) && !is_copy(it)
         });
         vouched.map(|(_, it)| it.step).max().unwrap_or(0)
     }
@@ -107,6 +109,7 @@ impl Agent {
     pub(super) fn note_useless(&mut self, part: Part, claim: ClaimId) {
         if let Some(advance) = self.advances.get_mut(&part).filter(|advance| advance.claim == claim) {
             advance.useless = true;
+            self.quiet_until = Time::ZERO;
         }
     }
 

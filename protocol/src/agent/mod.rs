@@ -5,15 +5,18 @@
 //!
 //! Rooms: `ownership` begins and ends owning; `claiming` waits for its turn and claims; `voting` files and gives votes; `doubting` says when a claim is
 //! over; `shadow` trains below a quorum; `beating` signs heartbeats; `holding` fetches, mirrors and forgets checkpoints; `hearing` takes in
-//! what peers say.
+//! what peers say; `peers` keeps who they are, `orders` who of them goes first; `sharing` lets many agents of one process hear as one.
 
 mod beating;
 mod claiming;
 mod doubting;
 mod hearing;
 mod holding;
+mod orders;
 mod ownership;
+mod peers;
 mod shadow;
+mod sharing;
 mod voting;
 
 use std::{
@@ -28,12 +31,15 @@ use self::{
     claiming::Free,
     doubting::Advance,
     holding::Holding,
+    orders::Orders,
     ownership::Owned,
+    peers::Peers,
     voting::{Filed, Word},
 };
 pub use self::{
     hearing::Verdict,
     holding::{FetchFailure, Made, Mirror},
+    peers::{PEERS_MAX, Peer},
 };
 use crate::{
     checkpoint::{Checkpoint, CheckpointId},
@@ -42,14 +48,11 @@ use crate::{
     identity::{Keypair, NodeId},
     lease::{Leases, Time},
     manifest::{Manifest, ManifestError, Ownership, RunId},
-    message::{Gossip, Presence, Progress},
+    message::{Gossip, Progress},
     part::Part,
     register::{Records, Register},
     signed::{Signed, Verified},
 };
-
-/// The most peers whose presence is kept; the longest silent makes room.
-pub const PEERS_MAX: usize = 4096;
 
 /// What this node is willing to do.
 #[derive(Clone, Copy, Debug)]
@@ -91,13 +94,8 @@ pub enum Action {
     RememberCheckpoint(Signed<Checkpoint>),
     /// Gossip these bytes.
     Publish(Vec<u8>),
-    /// Ask a peer for what this register lacks; hand the answer to [`Agent::pulled`].
-    Pull {
-        /// The peer.
-        peer: NodeId,
-        /// The request.
-        request: Vec<u8>,
-    },
+    /// Ask a peer for what this register lacks, with [`Agent::request`]; hand the answer to [`Agent::pulled`].
+    Pull(NodeId),
     /// A peer's blobs can be fetched there.
     Learn {
         /// The peer.
@@ -146,15 +144,6 @@ pub enum Halt {
     Barred,
 }
 
-/// A peer as it last described itself.
-#[derive(Clone, Debug)]
-pub struct Peer {
-    /// What it said.
-    pub presence: Arc<Presence>,
-    /// When.
-    pub heard: Time,
-}
-
 /// The state machine of one node in one run.
 pub struct Agent {
     keypair: Keypair,
@@ -170,7 +159,10 @@ pub struct Agent {
     words: BTreeMap<Part, Word>,
     /// How far each part's owner has come.
     advances: BTreeMap<Part, Advance>,
-    peers: BTreeMap<NodeId, Peer>,
+    peers: Peers,
+    orders: Orders,
+    /// Before this moment no part becomes free by silence alone.
+    quiet_until: Time,
     connected: BTreeSet<NodeId>,
     /// Greatest `seq` that may be signed, for every claim ever made.
     log: BTreeMap<ClaimId, u64>,
@@ -198,7 +190,10 @@ pub struct Agent {
     /// The peer pulled from last, so that all have their turn.
     last_pulled: Option<NodeId>,
     last_tick: Time,
+    /// When to tick for what this node alone has to do.
     wake: Time,
+    /// When to tick for what everyone watches: silence, lack of progress, and what gossip lost.
+    watch: Time,
     /// Something came in that may be due before `wake`.
     stirred: bool,
     actions: VecDeque<Action>,
@@ -228,7 +223,9 @@ impl Agent {
             votes: BTreeMap::new(),
             words: BTreeMap::new(),
             advances: BTreeMap::new(),
-            peers: BTreeMap::new(),
+            peers: Peers::default(),
+            orders: Orders::default(),
+            quiet_until: Time::ZERO,
             connected: BTreeSet::new(),
             log_at_start: log.clone(),
             log,
@@ -249,6 +246,7 @@ impl Agent {
             last_pulled: None,
             last_tick: now,
             wake: now,
+            watch: now,
             stirred: true,
             actions: VecDeque::new(),
         };
@@ -262,11 +260,11 @@ impl Agent {
     pub fn tick(&mut self, now: Time) {
         self.listen_after_a_gap(now);
         // Most of what comes in is a heartbeat that puts off a doubt: nothing can be due before the moment asked for.
-        if !self.stirred && now < self.wake {
+        if !self.stirred && now < self.deadline() {
             return;
         }
         self.stirred = false;
-        self.wake = Time::MAX;
+        (self.wake, self.watch) = (Time::MAX, Time::MAX);
         self.forget_silent_peers(now);
         match now < self.listen_until {
             true => self.wake_at(self.listen_until),
@@ -274,7 +272,7 @@ impl Agent {
         }
         if now >= self.next_look {
             // Who comes and who goes moves replicas, and not in a hurry.
-            self.next_look = now + self.ttl();
+            self.next_look = now + self.ttl() * self.crowding();
             self.attend_checkpoints(now);
         }
         self.wake_at(self.next_look);
@@ -296,7 +294,7 @@ impl Agent {
 
     /// When to tick next, at the latest.
     pub fn deadline(&self) -> Time {
-        self.wake
+        self.wake.min(self.watch)
     }
 
     /// The actions since the last call.
@@ -326,7 +324,13 @@ impl Agent {
 
     /// Peers heard of lately.
     pub fn peers(&self) -> &BTreeMap<NodeId, Peer> {
-        &self.peers
+        self.peers.all()
+    }
+
+    /// Peers but for this node, which is among them where it shares its hearing.
+    fn others(&self) -> impl Iterator<Item = (&NodeId, &Peer)> {
+        let me = self.id();
+        self.peers.all().iter().filter(move |(node, _)| **node != me)
     }
 
     /// Where this node's blobs can be fetched, to be told to the others.
@@ -345,12 +349,17 @@ impl Agent {
             return Some(*progress);
         }
         let owner = self.register.current(part)?.author();
-        self.peers.get(&owner)?.presence.progress.iter().find(|it| it.part == part).copied()
+        self.peers.all().get(&owner)?.presence.progress.iter().find(|it| it.part == part).copied()
     }
 
     /// Asks for a tick no later than `at`.
     fn wake_at(&mut self, at: Time) {
         self.wake = self.wake.min(at);
+    }
+
+    /// The same for what everyone watches.
+    fn watch_at(&mut self, at: Time) {
+        self.watch = self.watch.min(at);
     }
 
     fn act(&mut self, action: Action) {
