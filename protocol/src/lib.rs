@@ -19,6 +19,7 @@ pub mod lease;
 pub mod manifest;
 pub mod message;
 pub mod part;
+mod part_map;
 pub mod register;
 pub mod signed;
 pub mod ticket;

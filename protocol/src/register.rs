@@ -20,6 +20,7 @@ use crate::{
     identity::NodeId,
     manifest::{Manifest, RunId},
     part::Part,
+    part_map::PartMap,
     signed::{Signed, Verified},
 };
 
@@ -51,7 +52,7 @@ pub struct Register {
     run: RunId,
     manifest: Arc<Manifest>,
     /// Parts of which something is known.
-    parts: BTreeMap<Part, PartRegister>,
+    parts: PartMap<PartRegister>,
     /// Keys that signed two claims on one part and term.
     barred: BTreeSet<NodeId>,
 }
@@ -96,7 +97,7 @@ impl Wire for Digest {
 impl Register {
     /// An empty register of a run.
     pub fn new(run: RunId, manifest: Arc<Manifest>) -> Self {
-        Self { run, manifest, parts: BTreeMap::new(), barred: BTreeSet::new() }
+        Self { run, manifest, parts: PartMap::default(), barred: BTreeSet::new() }
     }
 
     /// Adds a claim.
@@ -108,7 +109,7 @@ impl Register {
         if !self.manifest.has(claim.part) {
             return Merged::Invalid("the run has no such part");
         }
-        let part = self.parts.entry(claim.part).or_default();
+        let part = self.parts.get_or_default(claim.part);
         let newness = |claim: &Verified<Claim>| (claim.seq, claim.signed().tie_break());
         let known = part.claims.get(&id);
         if known.is_some_and(|known| newness(known) >= newness(&claim)) {
@@ -149,7 +150,7 @@ impl Register {
         if !self.manifest.has(checkpoint.part) {
             return Merged::Invalid("the run has no such part");
         }
-        let part = self.parts.entry(checkpoint.part).or_default();
+        let part = self.parts.get_or_default(checkpoint.part);
         if checkpoint.weights.bytes > BLOB_BYTES_MAX || checkpoint.state.bytes > BLOB_BYTES_MAX {
             return Merged::Invalid("its blobs are larger than any checkpoint's");
         }
@@ -195,7 +196,7 @@ impl Register {
 
     /// The part's current claim: the greatest by (term, name).
     pub fn current(&self, part: Part) -> Option<&Verified<Claim>> {
-        let part = self.parts.get(&part)?;
+        let part = self.parts.get(part)?;
         part.claims.get(&part.current?.1)
     }
 
@@ -207,7 +208,7 @@ impl Register {
 
     /// How often `node` lost the part among its last owners, to votes and not by its own release: a measure of how it flaps.
     pub fn losses(&self, part: Part, node: NodeId) -> usize {
-        let Some(claims) = self.parts.get(&part).map(|part| &part.claims) else { return 0 };
+        let Some(claims) = self.parts.get(part).map(|part| &part.claims) else { return 0 };
         let chain = std::iter::successors(self.current(part), |claim| claims.get(&claim.previous?.claim));
         let lost = |claim: &&Verified<Claim>| {
             let released = |owner| claim.evidence.iter().any(|vote| vote.unverified().0 == owner);
@@ -218,7 +219,7 @@ impl Register {
 
     /// The current claim's name.
     pub fn current_id(&self, part: Part) -> Option<ClaimId> {
-        self.parts.get(&part)?.current.map(|(_, id)| id)
+        self.parts.get(part)?.current.map(|(_, id)| id)
     }
 
     /// A claim's name. Most claims that come are heartbeats of the current one, whose name need not be reckoned again.
@@ -233,7 +234,7 @@ impl Register {
 
     /// A claim by its name.
     pub fn claim(&self, part: Part, id: ClaimId) -> Option<&Verified<Claim>> {
-        self.parts.get(&part)?.claims.get(&id)
+        self.parts.get(part)?.claims.get(&id)
     }
 
     /// The part's checkpoints, best first: those fenced by the current claim, then by term, step and name.
@@ -243,20 +244,20 @@ impl Register {
 
     /// The same with their names, which are costly to compute again.
     pub(crate) fn named_checkpoints(&self, part: Part) -> impl Iterator<Item = (CheckpointId, &Verified<Checkpoint>)> {
-        let part = self.parts.get(&part);
+        let part = self.parts.get(part);
         let order = part.map_or(&[][..], |part| &part.order).iter();
         order.filter_map(move |id| Some((*id, part?.checkpoints.get(id)?)))
     }
 
     /// A checkpoint by its name.
     pub fn checkpoint(&self, part: Part, id: CheckpointId) -> Option<&Verified<Checkpoint>> {
-        self.parts.get(&part)?.checkpoints.get(&id)
+        self.parts.get(part)?.checkpoints.get(&id)
     }
 
     /// A hash a part, to compare registers by.
     pub fn digest(&self) -> Digest {
         let nothing = PartRegister::default();
-        let hash = |part| self.parts.get(&part).unwrap_or(&nothing).digest();
+        let hash = |part| self.parts.get(part).unwrap_or(&nothing).digest();
         Digest(self.manifest.parts().map(|part| (part, hash(part))).collect())
     }
 
@@ -267,9 +268,9 @@ impl Register {
         let mut records = Records::default();
         let mut room = Records::LIMIT - 1024;
         let turn = other.0.values().fold(0, |turn: usize, hash| turn.wrapping_mul(31).wrapping_add(hash.0[0].into()));
-        let first = turn % self.parts.len().max(1);
-        for (part, register) in self.parts.iter().cycle().skip(first).take(self.parts.len()) {
-            if other.0.get(part) == mine.0.get(part) {
+        let known = self.parts.iter().count();
+        for (part, register) in self.parts.iter().cycle().skip(turn % known.max(1)).take(known) {
+            if other.0.get(&part) == mine.0.get(&part) {
                 continue;
             }
             let mut claims: Vec<_> = register.claims.values().collect();

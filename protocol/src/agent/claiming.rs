@@ -84,7 +84,7 @@ impl Agent {
         let me = self.id();
         let room = self.has_room(loads, me);
         let mut busy = self.owned.values().any(|owned| matches!(owned.phase, Phase::Intent { .. }));
-        let mut wishing = turns.iter().any(|(_, part)| self.wishes(*part, me));
+        let mut wishing = self.words.keys().any(|part| self.free.contains_key(part) && self.wishes(*part, me));
         for (turn, part) in turns.iter().copied() {
             self.watch_progress(now, part);
             if now < turn {

@@ -81,7 +81,8 @@ impl Agent {
             return;
         }
         let known = self.peers.note(now, from, presence.clone());
-        if known.as_ref().is_none_or(|known| known.capacity != presence.capacity) {
+        // In a crowd one more or less moves nobody's turn by much.
+        if !self.is_crowded() && known.as_ref().is_none_or(|known| known.capacity != presence.capacity) {
             self.stirred = true;
         }
         // A newcomer should hear of us before its first decision; in a crowd it hears of enough others.

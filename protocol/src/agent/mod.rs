@@ -50,6 +50,7 @@ use crate::{
     manifest::{Manifest, ManifestError, Ownership, RunId},
     message::{Gossip, Progress},
     part::Part,
+    part_map::PartMap,
     register::{Records, Register},
     signed::{Signed, Verified},
 };
@@ -154,11 +155,11 @@ pub struct Agent {
     register: Register,
     leases: Leases,
     /// Votes on each part's current claim, by voter and heir.
-    votes: BTreeMap<Part, BTreeMap<(NodeId, Option<NodeId>), Filed>>,
+    votes: PartMap<BTreeMap<(NodeId, Option<NodeId>), Filed>>,
     /// What this node last said of who may follow in each part.
     words: BTreeMap<Part, Word>,
     /// How far each part's owner has come.
-    advances: BTreeMap<Part, Advance>,
+    advances: PartMap<Advance>,
     peers: Peers,
     orders: Orders,
     /// Before this moment no part becomes free by silence alone.
@@ -220,9 +221,9 @@ impl Agent {
             settings,
             boot,
             leases: Leases::default(),
-            votes: BTreeMap::new(),
+            votes: PartMap::default(),
             words: BTreeMap::new(),
-            advances: BTreeMap::new(),
+            advances: PartMap::default(),
             peers: Peers::default(),
             orders: Orders::default(),
             quiet_until: Time::ZERO,

@@ -14,11 +14,22 @@ use crate::{
     part::Part,
 };
 
+/// For how many rank delays an order of turns serves in a crowd.
+const ORDER_LASTS_RANKS: u32 = 4;
+
 /// Orders reckoned lately.
 #[derive(Debug, Default)]
 pub(super) struct Orders {
+    roll: Option<Roll>,
     turns: BTreeMap<Part, Turns>,
     replicas: BTreeMap<Part, Replicas>,
+}
+
+/// All that live, with the number of parts that each owns; none if it has no room for another.
+#[derive(Debug)]
+struct Roll {
+    made: Time,
+    nodes: Vec<(NodeId, Option<usize>)>,
 }
 
 /// In what order nodes would claim a part, and those without room second others.
@@ -72,22 +83,34 @@ impl Agent {
     fn order_turns(&mut self, now: Time, part: Part, loads: &Loads, names: &Names) {
         let over = self.register.current_id(part);
         // A place more or less is a wait of that much more or less.
-        let lasts = if self.is_crowded() { millis(self.manifest.ownership.rank_delay_ms) } else { Time::ZERO };
+        let lasts = match self.is_crowded() {
+            true => millis(self.manifest.ownership.rank_delay_ms) * ORDER_LASTS_RANKS,
+            false => Time::ZERO,
+        };
         let serves = |turns: &Turns| turns.over == over && now < turns.made + lasts;
         if self.orders.turns.get(&part).is_some_and(serves) {
             return;
         }
+        let roll = self.orders.roll.take().filter(|roll| now < roll.made + lasts);
+        let roll = roll.unwrap_or_else(|| self.call_roll(now, loads));
         let (mut with_room, mut full) = (Vec::new(), Vec::new());
-        for node in self.others().map(|(node, _)| *node).chain([self.id()]) {
-            let name = rank(names.of(node));
-            match self.has_room(loads, node) {
-                true => with_room.push((self.burden_of(part, loads, node), Reverse(name))),
-                false => full.push(name),
+        for (node, load) in &roll.nodes {
+            let name = rank(names.of(*node));
+            match load {
+                Some(load) => with_room.push((load + self.register.losses(part, *node), Reverse(name))),
+                None => full.push(name),
             }
         }
         with_room.sort_unstable();
         full.sort_unstable();
         self.orders.turns.insert(part, Turns { made: now, over, with_room, full });
+        self.orders.roll = Some(roll);
+    }
+
+    fn call_roll(&self, now: Time, loads: &Loads) -> Roll {
+        let all = self.others().map(|(node, _)| *node).chain([self.id()]);
+        let load = |node| self.has_room(loads, node).then(|| loads.get(&node).copied().unwrap_or(0));
+        Roll { made: now, nodes: all.map(|node| (node, load(node))).collect() }
     }
 
     /// Forgets the order in which a part that is not free would have been claimed.

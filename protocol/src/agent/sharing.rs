@@ -39,7 +39,15 @@ impl Agent {
         self.wake
     }
 
-    /// True if news of the part's owner may be due before this node's own deadline: it trains the part, or its turn to claim or second has come.
+    /// From when on news of a part's owner may give this node something to do before its own deadline: at once if it trains any part, or else when
+    /// its turn comes to claim or to second.
+    pub fn minds_from(&self) -> Time {
+        let idle = self.owned.is_empty() && self.shadows.is_empty();
+        let turn = self.free.values().map(|free| free.turn).min();
+        if idle { turn.unwrap_or(Time::MAX) } else { Time::ZERO }
+    }
+
+    /// True if news of this part's owner may: it trains the part, or its turn at the part has come.
     pub fn minds(&self, now: Time, part: Part) -> bool {
         let my_turn = self.free.get(&part).is_some_and(|free| free.turn <= now);
         my_turn || self.owned.contains_key(&part) || self.shadows.contains_key(&part)

@@ -46,7 +46,7 @@ impl Agent {
             return false;
         }
         let released = self.register.current(part).is_some_and(|claim| claim.author() == author);
-        let votes = self.votes.entry(part).or_default();
+        let votes = self.votes.get_or_default(part);
         votes.retain(|_, filed| filed.vote.claim == vote.claim);
         let key = (author, vote.heir);
         if !votes.contains_key(&key) {
@@ -67,7 +67,7 @@ impl Agent {
     /// The votes on the part's current claim.
     fn votes_on(&self, part: Part) -> impl Iterator<Item = &Verified<Vote>> {
         let current = self.register.current_id(part);
-        let votes = self.votes.get(&part).into_iter().flat_map(|votes| votes.values());
+        let votes = self.votes.get(part).into_iter().flat_map(|votes| votes.values());
         votes.map(|filed| &filed.vote).filter(move |vote| vote.claim == current)
     }
 

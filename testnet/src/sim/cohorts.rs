@@ -149,9 +149,14 @@ impl World {
         let heir = heard.vote().and_then(|vote| vote.heir).and_then(|heir| self.places.get(&heir).copied());
         let minds = |place: &Place| {
             let agent = self.nodes[*place as usize].agent.as_ref();
-            Some(*place) == heir || agent.is_some_and(|agent| parts.iter().any(|part| agent.minds(now, *part)))
+            agent.is_some_and(|agent| parts.iter().any(|part| agent.minds(now, *part)))
         };
-        self.members(cohort).into_iter().filter(minds).collect()
+        let groups = self.groups() as usize;
+        let of_group = (cohort % groups..self.nodes.len()).step_by(groups);
+        let may = of_group.filter(|place| self.minds_from[*place] <= now).map(|place| place as Place);
+        let mut concerned: Vec<Place> = may.filter(minds).chain(heir).collect();
+        concerned.retain(|place| self.cohort_of(*place) == Some(cohort));
+        concerned
     }
 
     /// The ear does what is due; if it thinks a part free that it did not think free before, all its members look.

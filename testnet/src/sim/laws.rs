@@ -28,6 +28,7 @@ impl World {
         report.set_hops(&mut self.flights.spans);
         report.events = self.events;
         report.halted = self.halted;
+        report.squatted = self.squatted;
         report.robbed = self.robbed;
         report.checkpoints_lost = self.lost() as u64;
         if check {

@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use paris_protocol::{
     claim::{Claim, Previous, Vote},
     codec::Wire,
-    identity::Keypair,
+    identity::{Keypair, NodeId},
     message::{Gossip, Presence},
     part::Part,
     signed::{Signed, Verified},
@@ -15,6 +15,8 @@ use super::{queue::Place, world::World};
 
 /// Votes for one liar that it keeps.
 const SECONDED_MAX: usize = 64;
+/// Parts for which a squatter wishes at once.
+const WISHES_MAX: usize = 16;
 /// Old messages that a liar replays at once.
 const REPLAYED: u64 = 4;
 
@@ -59,11 +61,8 @@ impl World {
         let heir = if self.scenario.liars_collude { self.nodes.iter().find(|it| it.liar) } else { None };
         let heir = heir.map_or(secret.id(), |first| first.id);
         let (previous, term) = self.next_claim(part);
-        let vote = Vote { part, claim: previous.map(|it| it.claim), heir: Some(heir) };
-        let vote = Verified::sign(&secret, self.run, vote).signed().clone();
-        if heir != secret.id()
-            && let Some(place) = self.places.get(&heir).copied()
-        {
+        let vote = self.vote_for(&secret, part, heir);
+        if let Some(place) = self.places.get(&heir).copied().filter(|it| *it != place) {
             self.hear_as_liar(place, vote.clone());
         }
         let claim = |term, previous, evidence| Claim { part, term, previous, evidence, boot: 1, seq: 1 };
@@ -87,8 +86,17 @@ impl World {
         for claim in claims {
             self.say(place, &secret, vec![claim])?;
         }
-        if let Ok(bytes) = Gossip::Vote(vote).to_bytes() {
-            self.publish(place, &bytes)?;
+        let mut votes = vec![vote];
+        if lie == Lie::Squat {
+            // Whatever becomes free, it has wished for it.
+            let first = self.random.below(parts.len() as u64) as usize;
+            let some = parts.iter().cycle().skip(first).take(parts.len().min(WISHES_MAX));
+            votes = some.map(|part| self.vote_for(&secret, *part, heir)).collect();
+        }
+        for vote in votes {
+            if let Ok(bytes) = Gossip::Vote(vote).to_bytes() {
+                self.publish(place, &bytes)?;
+            }
         }
         if lie == Lie::Replay && !self.captured.is_empty() {
             for _ in 0..REPLAYED {
@@ -98,6 +106,12 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// "The part's owner is gone, and that one may follow."
+    fn vote_for(&self, secret: &Keypair, part: Part, heir: NodeId) -> Signed<Vote> {
+        let claim = self.next_claim(part).0.map(|it| it.claim);
+        Verified::sign(secret, self.run, Vote { part, claim, heir: Some(heir) }).signed().clone()
     }
 
     /// What a claim on the part would follow, and its term.
@@ -145,6 +159,7 @@ impl World {
             if released.is_some() || (evidence.len() == others && others > 0) {
                 let claim = Claim { part, term, previous, evidence, boot: 1, seq: 0 };
                 self.squats.entry(place).or_default().push(Squat(claim));
+                self.squatted += 1;
             }
         }
         // What was taken from it since is over.

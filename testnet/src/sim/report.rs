@@ -53,6 +53,8 @@ pub struct Report {
     pub checkpoints: u64,
     /// Best checkpoints of a part that no honest node has at the end.
     pub checkpoints_lost: u64,
+    /// Parts that a liar came to own by the votes of others, and trained not.
+    pub squatted: u64,
     /// Parts that a liar took from an owner that lived.
     pub robbed: u64,
     /// Nodes that refused to go on from an old copy of their disk.
@@ -82,7 +84,7 @@ pub(super) fn percentile(spans: &mut [Duration], share: f64) -> f64 {
 
 impl Report {
     /// Heading of [`Report`]'s table.
-    pub const HEADING: &'static str = "scenario                 nodes parts hours  seed | owned p50/p99 s | takeover p50/p99 s    n | unowned %  dupl. % | changes/h | msg/s   B/s heard | heal s | lost |  cpu s    MB";
+    pub const HEADING: &'static str = "scenario              nodes parts  hours   seed | owned p50/p99 s | takeover p50/p99 s    n | unowned %  dupl. % | changes/h | msg/s   B/s heard | heal s | lost |  cpu s    MB";
 
     /// Fills in how fast hops were.
     pub(super) fn set_hops(&mut self, spans: &mut [Duration]) {
@@ -94,7 +96,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<24} {:>5} {:>5} {:>5} {:>5} | {:>6.1} {:>7.1} | {:>8.1} {:>8.1} {:>5} | {:>9.3} {:>8.3} | {:>9.2} | {:>5.3} {:>11.0} | {:>6.0} | {:>4} | {:>6.1} {:>5}",
+            "{:<20} {:>6} {:>5} {:>6.2} {:>6} | {:>6.1} {:>7.1} | {:>8.1} {:>8.1} {:>5} | {:>9.3} {:>8.3} | {:>9.2} | {:>5.3} {:>11.0} | {:>6.0} | {:>4} | {:>6.1} {:>5}",
             self.scenario,
             self.nodes,
             self.parts,

@@ -49,6 +49,8 @@ pub(super) struct World {
     /// After this moment no fault begins.
     pub(super) calm_from: Time,
     pub(super) cohorts: Vec<Cohort>,
+    /// By node: from when on it minds news, where nodes hear in cohorts.
+    pub(super) minds_from: Vec<Time>,
     pub(super) flights: Flights,
     /// Old messages of honest nodes, the latest first, for liars to replay.
     pub(super) captured: VecDeque<Arc<Message>>,
@@ -61,6 +63,8 @@ pub(super) struct World {
     pub(super) events: u64,
     /// Nodes that refused to go on from an old copy of their disk.
     pub(super) halted: u64,
+    /// Parts that a liar came to own by the votes of others.
+    pub(super) squatted: u64,
     /// Parts that a liar took from an owner who lived.
     pub(super) robbed: u64,
     pub(super) trace: Option<Box<dyn std::io::Write>>,
@@ -69,7 +73,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(scenario: Scenario, nodes: u32, parts: u16, seed: u64, end: Time) -> anyhow::Result<Self> {
         let mut random = Random::new(seed);
-        let liars = (f64::from(nodes) * scenario.liars) as u32;
+        let liars = (f64::from(nodes) * scenario.liars).ceil() as u32;
         let all = Node::draw_all(&mut random, seed, nodes, liars);
         let mut manifest = scenario.manifest(parts);
         if !scenario.admits_liars {
@@ -95,6 +99,7 @@ impl World {
             cut: None,
             calm_from: end,
             cohorts: Vec::new(),
+            minds_from: vec![Time::ZERO; nodes as usize],
             flights: Flights::default(),
             captured: VecDeque::new(),
             seconded: BTreeMap::new(),
@@ -103,6 +108,7 @@ impl World {
             sent_bytes: 0,
             events: 0,
             halted: 0,
+            squatted: 0,
             robbed: 0,
             trace: None,
         };
@@ -173,6 +179,9 @@ impl World {
         agent.tick(now);
         let actions = agent.take_actions();
         let deadline = if shares { agent.deadline_of_its_own() } else { agent.deadline() };
+        if shares {
+            self.minds_from[place as usize] = agent.minds_from();
+        }
         ensure!(deadline > now, "node {place} is due again at once, and would spin");
         if node.next_tick != deadline {
             node.next_tick = deadline;
