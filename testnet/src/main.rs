@@ -3,7 +3,7 @@
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use paris_testnet::{demo::Demo, process::NODE, sim::Sim};
+use paris_testnet::{demo::Demo, process::NODE, sim::{Sim, baseline::Baseline}};
 
 /// The same allocator as the node's: child processes are this program.
 #[global_allocator]
@@ -21,6 +21,7 @@ struct Cli {
 enum Command {
     Demo(Demo),
     Sim(Sim),
+    Baseline(Baseline),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo(demo) => demo.run(),
         Command::Sim(sim) => sim.run(),
+        Command::Baseline(baseline) => baseline.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

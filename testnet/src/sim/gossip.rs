@@ -59,7 +59,8 @@ impl World {
             && let Some(heir) = vote.heir.and_then(|heir| self.places.get(&heir).copied())
             && self.nodes[heir as usize].liar
         {
-            self.hear_as_liar(heir, vote.signed().clone());
+            let vote = vote.clone();
+            self.hear_as_liar(heir, vote);
         }
         let message = Arc::new(Message { from: place, heard, bytes: bytes.len() as u64, claimed });
         if self.scenario.liars > 0.0 && !liar {

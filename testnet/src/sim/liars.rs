@@ -7,7 +7,7 @@ use paris_protocol::{
     identity::{Keypair, NodeId},
     message::{Gossip, Presence},
     part::Part,
-    signed::{Signed, Verified},
+    signed::Verified,
 };
 use serde::{Deserialize, Serialize};
 
@@ -66,10 +66,11 @@ impl World {
             self.hear_as_liar(place, vote.clone());
         }
         let claim = |term, previous, evidence| Claim { part, term, previous, evidence, boot: 1, seq: 1 };
+        let word = vec![vote.signed().clone()];
         let mut claims = match lie {
-            Lie::Steal => vec![claim(term, previous, vec![vote.clone()])],
+            Lie::Steal => vec![claim(term, previous, word)],
             Lie::Found => vec![claim(1, None, Vec::new())],
-            Lie::Jump => vec![claim(u64::MAX, previous, vec![vote.clone()])],
+            Lie::Jump => vec![claim(u64::MAX, previous, word)],
             Lie::Accuse | Lie::Squat | Lie::Fork | Lie::Replay => Vec::new(),
         };
         if lies.contains(&Lie::Squat) || lies.contains(&Lie::Fork) || self.scenario.liars_collude {
@@ -94,7 +95,7 @@ impl World {
             votes = some.map(|part| self.vote_for(&secret, *part, heir)).collect();
         }
         for vote in votes {
-            if let Ok(bytes) = Gossip::Vote(vote).to_bytes() {
+            if let Ok(bytes) = Gossip::Vote(vote.signed().clone()).to_bytes() {
                 self.publish(place, &bytes)?;
             }
         }
@@ -109,9 +110,9 @@ impl World {
     }
 
     /// "The part's owner is gone, and that one may follow."
-    fn vote_for(&self, secret: &Keypair, part: Part, heir: NodeId) -> Signed<Vote> {
+    fn vote_for(&self, secret: &Keypair, part: Part, heir: NodeId) -> Verified<Vote> {
         let claim = self.next_claim(part).0.map(|it| it.claim);
-        Verified::sign(secret, self.run, Vote { part, claim, heir: Some(heir) }).signed().clone()
+        Verified::sign(secret, self.run, Vote { part, claim, heir: Some(heir) })
     }
 
     /// What a claim on the part would follow, and its term.
@@ -123,7 +124,7 @@ impl World {
     }
 
     /// A vote that names a liar.
-    pub(super) fn hear_as_liar(&mut self, liar: Place, vote: Signed<Vote>) {
+    pub(super) fn hear_as_liar(&mut self, liar: Place, vote: Verified<Vote>) {
         let votes = self.seconded.entry(liar).or_default();
         if votes.len() >= SECONDED_MAX {
             votes.remove(0);
@@ -134,8 +135,7 @@ impl World {
     /// Claims the parts for which enough others named it.
     fn squat(&mut self, place: Place, secret: &Keypair) {
         let id = secret.id();
-        let votes: Vec<Verified<Vote>> =
-            self.seconded.entry(place).or_default().iter().flat_map(|vote| vote.clone().verify(self.run)).collect();
+        let votes = self.seconded.entry(place).or_default().clone();
         let held: Vec<Part> = self.squats.entry(place).or_default().iter().map(|it| it.0.part).collect();
         let others = usize::from(self.scenario.times.quorum).saturating_sub(1);
         for part in self.parts().filter(|part| !held.contains(part)) {

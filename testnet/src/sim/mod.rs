@@ -7,6 +7,7 @@
 //! signs two claims on one term, no node's view of an owner goes back, no honest message is rejected; and, when the faults have ceased, all agree,
 //! every part is trained once, no best checkpoint is lost and no liar owns anything.
 
+pub mod baseline;
 mod cohorts;
 mod faults;
 mod gossip;

@@ -14,7 +14,7 @@ use paris_protocol::{
     lease::Time,
     manifest::{Admission, Manifest, RunId},
     part::Part,
-    signed::Signed,
+    signed::Verified,
 };
 
 use super::{
@@ -55,7 +55,7 @@ pub(super) struct World {
     /// Old messages of honest nodes, the latest first, for liars to replay.
     pub(super) captured: VecDeque<Arc<Message>>,
     /// Votes that honest nodes gave to liars.
-    pub(super) seconded: BTreeMap<Place, Vec<Signed<Vote>>>,
+    pub(super) seconded: BTreeMap<Place, Vec<Verified<Vote>>>,
     /// What liars came to own.
     pub(super) squats: BTreeMap<Place, Vec<Squat>>,
     pub(super) sent: u64,
