@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     codec::Wire,
-    hash::Hash,
+    hash::{Fields, Hash},
     identity::NodeId,
     manifest::RunId,
     part::Part,
@@ -24,9 +24,29 @@ pub struct ClaimId(pub Hash);
 impl ClaimId {
     /// The name of the claim that `owner` would make.
     pub fn of(run: RunId, part: Part, term: u64, previous: Option<Previous>, owner: NodeId) -> Self {
+        Names::following(run, part, term, previous).of(owner)
+    }
+}
+
+/// The names that the claims after one claim would have, one for every possible owner: all but the owner is hashed once.
+#[derive(Clone, Debug)]
+pub(crate) struct Names(Fields);
+
+impl Names {
+    /// Names of claims on `part` in `term` after `previous`.
+    pub(crate) fn following(run: RunId, part: Part, term: u64, previous: Option<Previous>) -> Self {
         let (before, owner_before) = previous.map_or(([0; 32], [0; 32]), |it| (it.claim.0.0, it.owner.0));
-        let fields: [&[u8]; 6] = [&run.0.0, &part.key(), &term.to_le_bytes(), &before, &owner_before, &owner.0];
-        Self(Hash::of_fields("paris-node 1 claim id", &fields))
+        let mut fields = Fields::of("paris-node 1 claim id");
+        let known: [&[u8]; 5] = [&run.0.0, &part.key(), &term.to_le_bytes(), &before, &owner_before];
+        known.iter().for_each(|field| fields.add(field));
+        Self(fields)
+    }
+
+    /// The name of `owner`'s claim.
+    pub(crate) fn of(&self, owner: NodeId) -> ClaimId {
+        let mut fields = self.0.clone();
+        fields.add(&owner.0);
+        ClaimId(fields.hash())
     }
 }
 

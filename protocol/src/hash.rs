@@ -16,12 +16,9 @@ impl Hash {
 
     /// The hash of a list of fields under a purpose. Each field is preceded by its length, so no two lists collide.
     pub fn of_fields(purpose: &str, fields: &[&[u8]]) -> Self {
-        let mut hasher = blake3::Hasher::new_derive_key(purpose);
-        for field in fields {
-            hasher.update(&(field.len() as u64).to_le_bytes());
-            hasher.update(field);
-        }
-        Self(*hasher.finalize().as_bytes())
+        let mut hashed = Fields::of(purpose);
+        fields.iter().for_each(|field| hashed.add(field));
+        hashed.hash()
     }
 
     /// The first eight bytes, as a number.
@@ -33,6 +30,28 @@ impl Hash {
     /// The first ten hexadecimal digits, for people.
     pub fn short(&self) -> String {
         data_encoding::HEXLOWER.encode(&self.0[..5])
+    }
+}
+
+/// A list of fields as far as it is known: lists that begin alike are hashed from there.
+#[derive(Clone, Debug)]
+pub(crate) struct Fields(blake3::Hasher);
+
+impl Fields {
+    /// The empty list under a purpose.
+    pub(crate) fn of(purpose: &str) -> Self {
+        Self(blake3::Hasher::new_derive_key(purpose))
+    }
+
+    /// Adds a field after its length.
+    pub(crate) fn add(&mut self, field: &[u8]) {
+        self.0.update(&(field.len() as u64).to_le_bytes());
+        self.0.update(field);
+    }
+
+    /// The hash of the list so far.
+    pub(crate) fn hash(&self) -> Hash {
+        Hash(*self.0.finalize().as_bytes())
     }
 }
 

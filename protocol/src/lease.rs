@@ -1,17 +1,17 @@
 //! Freshness: a local view over the register. No remote clock is ever read.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use crate::{claim::ClaimId, part::Part};
+use crate::{claim::ClaimId, part::Part, part_map::PartMap};
 
 /// A moment, as the time since this node started, on a monotonic clock.
 pub type Time = Duration;
 
 /// When this node last saw each part's owner speak.
-#[derive(Debug, Default)]
-pub struct Leases(BTreeMap<Part, Lease>);
+#[derive(Clone, Debug, Default)]
+pub struct Leases(PartMap<Lease>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Lease {
     claim: ClaimId,
     seq: u64,
@@ -21,7 +21,7 @@ struct Lease {
 impl Leases {
     /// Notes the part's current claim. Only a new claim or a greater `seq` renews the lease; true if it did.
     pub fn observe(&mut self, now: Time, part: Part, claim: ClaimId, seq: u64) -> bool {
-        match self.0.get(&part) {
+        match self.0.get(part) {
             Some(lease) if lease.claim == claim && lease.seq >= seq => false,
             _ => {
                 self.0.insert(part, Lease { claim, seq, renewed: now });
@@ -32,7 +32,7 @@ impl Leases {
 
     /// How long the part's owner has been silent; none where no claim was seen.
     pub fn silence(&self, now: Time, part: Part) -> Option<Duration> {
-        self.0.get(&part).map(|lease| now.saturating_sub(lease.renewed))
+        self.0.get(part).map(|lease| now.saturating_sub(lease.renewed))
     }
 }
 

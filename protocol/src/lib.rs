@@ -20,6 +20,7 @@ pub mod manifest;
 pub mod message;
 pub mod mixture;
 pub mod part;
+mod part_map;
 pub mod register;
 pub mod signed;
 pub mod ticket;

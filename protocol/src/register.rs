@@ -7,7 +7,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,7 @@ use crate::{
     identity::NodeId,
     manifest::{Manifest, RunId},
     part::Part,
+    part_map::PartMap,
     signed::{Signed, Verified},
 };
 
@@ -50,7 +51,8 @@ pub enum Merged {
 pub struct Register {
     run: RunId,
     manifest: Arc<Manifest>,
-    parts: BTreeMap<Part, PartRegister>,
+    /// Parts of which something is known.
+    parts: PartMap<PartRegister>,
     /// Keys that signed two claims on one part and term.
     barred: BTreeSet<NodeId>,
 }
@@ -63,6 +65,10 @@ struct PartRegister {
     /// The greatest of them by term and name.
     current: Option<(u64, ClaimId)>,
     checkpoints: BTreeMap<CheckpointId, Verified<Checkpoint>>,
+    /// Their names, best first.
+    order: Vec<CheckpointId>,
+    /// The hash of all this, once it was asked for.
+    digest: OnceLock<Hash>,
 }
 
 /// Records as they travel between registers.
@@ -91,8 +97,7 @@ impl Wire for Digest {
 impl Register {
     /// An empty register of a run.
     pub fn new(run: RunId, manifest: Arc<Manifest>) -> Self {
-        let parts = manifest.parts().map(|part| (part, PartRegister::default())).collect();
-        Self { run, manifest, parts, barred: BTreeSet::new() }
+        Self { run, manifest, parts: PartMap::default(), barred: BTreeSet::new() }
     }
 
     /// Adds a claim.
@@ -101,7 +106,10 @@ impl Register {
             return Merged::Invalid("its author is not admitted");
         }
         let id = self.id_of(&claim);
-        let Some(part) = self.parts.get_mut(&claim.part) else { return Merged::Invalid("the run has no such part") };
+        if !self.manifest.has(claim.part) {
+            return Merged::Invalid("the run has no such part");
+        }
+        let part = self.parts.get_or_default(claim.part);
         let newness = |claim: &Verified<Claim>| (claim.seq, claim.signed().tie_break());
         let known = part.claims.get(&id);
         if known.is_some_and(|known| newness(known) >= newness(&claim)) {
@@ -127,16 +135,22 @@ impl Register {
         if known.is_none() && part.claims.values().any(twin) {
             self.barred.insert(claim.author());
         }
-        part.current = part.current.max(Some((claim.term, id)));
+        let before = part.current;
+        part.current = before.max(Some((claim.term, id)));
         part.claims.insert(id, claim);
+        part.digest.take();
+        if part.current != before {
+            part.sort_checkpoints();
+        }
         Merged::New
     }
 
     /// Adds a checkpoint. Only the owner of a known claim can have made it.
     pub fn merge_checkpoint(&mut self, checkpoint: Verified<Checkpoint>) -> Merged {
-        let Some(part) = self.parts.get_mut(&checkpoint.part) else {
+        if !self.manifest.has(checkpoint.part) {
             return Merged::Invalid("the run has no such part");
-        };
+        }
+        let part = self.parts.get_or_default(checkpoint.part);
         if checkpoint.weights.bytes > BLOB_BYTES_MAX || checkpoint.state.bytes > BLOB_BYTES_MAX {
             return Merged::Invalid("its blobs are larger than any checkpoint's");
         }
@@ -159,6 +173,8 @@ impl Register {
         part.checkpoints.insert(id, checkpoint);
         part.keep_greatest(CHECKPOINTS_OF_A_CLAIM_MAX, |it| it.claim == claim);
         part.keep_greatest(CHECKPOINTS_MAX, |_| true);
+        part.sort_checkpoints();
+        part.digest.take();
         match part.checkpoints.contains_key(&id) {
             true => Merged::New,
             false => Merged::Known,
@@ -180,7 +196,7 @@ impl Register {
 
     /// The part's current claim: the greatest by (term, name).
     pub fn current(&self, part: Part) -> Option<&Verified<Claim>> {
-        let part = self.parts.get(&part)?;
+        let part = self.parts.get(part)?;
         part.claims.get(&part.current?.1)
     }
 
@@ -192,7 +208,7 @@ impl Register {
 
     /// How often `node` lost the part among its last owners, to votes and not by its own release: a measure of how it flaps.
     pub fn losses(&self, part: Part, node: NodeId) -> usize {
-        let Some(claims) = self.parts.get(&part).map(|part| &part.claims) else { return 0 };
+        let Some(claims) = self.parts.get(part).map(|part| &part.claims) else { return 0 };
         let chain = std::iter::successors(self.current(part), |claim| claims.get(&claim.previous?.claim));
         let lost = |claim: &&Verified<Claim>| {
             let released = |owner| claim.evidence.iter().any(|vote| vote.unverified().0 == owner);
@@ -203,7 +219,7 @@ impl Register {
 
     /// The current claim's name.
     pub fn current_id(&self, part: Part) -> Option<ClaimId> {
-        self.parts.get(&part)?.current.map(|(_, id)| id)
+        self.parts.get(part)?.current.map(|(_, id)| id)
     }
 
     /// A claim's name. Most claims that come are heartbeats of the current one, whose name need not be reckoned again.
@@ -218,43 +234,31 @@ impl Register {
 
     /// A claim by its name.
     pub fn claim(&self, part: Part, id: ClaimId) -> Option<&Verified<Claim>> {
-        self.parts.get(&part)?.claims.get(&id)
+        self.parts.get(part)?.claims.get(&id)
     }
 
     /// The part's checkpoints, best first: those fenced by the current claim, then by term, step and name.
     pub fn checkpoints(&self, part: Part) -> Vec<&Verified<Checkpoint>> {
-        self.named_checkpoints(part).into_iter().map(|(_, checkpoint)| checkpoint).collect()
+        self.named_checkpoints(part).map(|(_, checkpoint)| checkpoint).collect()
     }
 
     /// The same with their names, which are costly to compute again.
-    pub(crate) fn named_checkpoints(&self, part: Part) -> Vec<(CheckpointId, &Verified<Checkpoint>)> {
-        let current = self.current_id(part);
-        let Some(part) = self.parts.get(&part) else { return Vec::new() };
-        let mut all: Vec<_> = part.checkpoints.iter().map(|(id, it)| (*id, it)).collect();
-        all.sort_by_key(|(id, it)| Reverse((Some(it.claim) == current, it.term, it.step, *id)));
-        all
+    pub(crate) fn named_checkpoints(&self, part: Part) -> impl Iterator<Item = (CheckpointId, &Verified<Checkpoint>)> {
+        let part = self.parts.get(part);
+        let order = part.map_or(&[][..], |part| &part.order).iter();
+        order.filter_map(move |id| Some((*id, part?.checkpoints.get(id)?)))
     }
 
     /// A checkpoint by its name.
     pub fn checkpoint(&self, part: Part, id: CheckpointId) -> Option<&Verified<Checkpoint>> {
-        self.parts.get(&part)?.checkpoints.get(&id)
+        self.parts.get(part)?.checkpoints.get(&id)
     }
 
     /// A hash a part, to compare registers by.
     pub fn digest(&self) -> Digest {
-        let digest = |part: &PartRegister| {
-            let mut bytes = Vec::new();
-            for (id, claim) in &part.claims {
-                bytes.extend_from_slice(&id.0.0);
-                bytes.extend_from_slice(&claim.seq.to_le_bytes());
-                bytes.extend_from_slice(claim.signed().tie_break().as_flattened());
-            }
-            for id in part.checkpoints.keys() {
-                bytes.extend_from_slice(&id.0.0);
-            }
-            Hash::of_fields("paris-node 1 register digest", &[&bytes])
-        };
-        Digest(self.parts.iter().map(|(part, register)| (*part, digest(register))).collect())
+        let nothing = PartRegister::default();
+        let hash = |part| self.parts.get(part).unwrap_or(&nothing).digest();
+        Digest(self.manifest.parts().map(|part| (part, hash(part))).collect())
     }
 
     /// The records of every part in which `other` differs, as many as an answer may hold; a later exchange brings the rest. Which part comes
@@ -264,8 +268,9 @@ impl Register {
         let mut records = Records::default();
         let mut room = Records::LIMIT - 1024;
         let turn = other.0.values().fold(0, |turn: usize, hash| turn.wrapping_mul(31).wrapping_add(hash.0[0].into()));
-        for (part, register) in self.parts.iter().cycle().skip(turn % self.parts.len()).take(self.parts.len()) {
-            if other.0.get(part) == mine.0.get(part) {
+        let known = self.parts.iter().count();
+        for (part, register) in self.parts.iter().cycle().skip(turn % known.max(1)).take(known) {
+            if other.0.get(&part) == mine.0.get(&part) {
                 continue;
             }
             let mut claims: Vec<_> = register.claims.values().collect();
@@ -286,6 +291,29 @@ impl Register {
 }
 
 impl PartRegister {
+    fn digest(&self) -> Hash {
+        *self.digest.get_or_init(|| {
+            let mut bytes = Vec::new();
+            for (id, claim) in &self.claims {
+                bytes.extend_from_slice(&id.0.0);
+                bytes.extend_from_slice(&claim.seq.to_le_bytes());
+                bytes.extend_from_slice(claim.signed().tie_break().as_flattened());
+            }
+            for id in self.checkpoints.keys() {
+                bytes.extend_from_slice(&id.0.0);
+            }
+            Hash::of_fields("paris-node 1 register digest", &[&bytes])
+        })
+    }
+
+    /// Best first: those fenced by the current claim, then by term, step and name.
+    fn sort_checkpoints(&mut self) {
+        let current = self.current.map(|(_, id)| id);
+        let mut all: Vec<_> = self.checkpoints.iter().collect();
+        all.sort_by_key(|(id, it)| Reverse((Some(it.claim) == current, it.term, it.step, **id)));
+        self.order = all.into_iter().map(|(id, _)| *id).collect();
+    }
+
     /// Drops the least of the checkpoints that `counts` until no more than `most` are left.
     fn keep_greatest(&mut self, most: usize, counts: impl Fn(&Checkpoint) -> bool) {
         let mut counted: Vec<_> = self.checkpoints.iter().filter(|(_, it)| counts(it)).collect();

@@ -5,7 +5,12 @@ use std::{ffi::OsString, process::ExitCode};
 use clap::{Parser, Subcommand};
 use mimalloc::MiMalloc;
 use paris_node::memory::Counting;
-use paris_testnet::{bench::Bench, demo::Demo, process::NODE, sim::Sim};
+use paris_testnet::{
+    bench::Bench,
+    demo::Demo,
+    process::NODE,
+    sim::{Sim, baseline::Baseline},
+};
 
 /// The same allocator as the node's: child processes are this program.
 #[global_allocator]
@@ -23,6 +28,7 @@ struct Cli {
 enum Command {
     Demo(Demo),
     Sim(Sim),
+    Baseline(Baseline),
     #[command(subcommand)]
     Bench(Bench),
 }
@@ -37,6 +43,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo(demo) => demo.run(),
         Command::Sim(sim) => sim.run(),
+        Command::Baseline(baseline) => baseline.run(),
         Command::Bench(bench) => bench.run(),
     };
     match outcome {

@@ -186,10 +186,10 @@ impl Driver {
                     tracing::warn!("a message was not sent: {error}");
                 }
             }
-            Action::Pull { peer, request } => {
-                let network = self.network.clone();
-                self.tasks
-                    .spawn(async move { Done::Pulled { peer, answer: network.request(peer, request).await.ok() } });
+            Action::Pull(peer) => {
+                let (network, request) = (self.network.clone(), self.agent.request());
+                let asked = async move { network.request(peer, request?).await.ok() };
+                self.tasks.spawn(async move { Done::Pulled { peer, answer: asked.await } });
             }
             Action::Learn { peer, addresses } => self.work.learn(peer, addresses),
             Action::Fetch { checkpoint, state, providers } => self.fetch(checkpoint, state, providers),

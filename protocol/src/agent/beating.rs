@@ -43,6 +43,11 @@ impl Agent {
         self.wake_at(self.next_beat);
     }
 
+    /// Something that others should know before long; what else comes meanwhile goes with it.
+    pub(super) fn beat_soon(&mut self, now: Time) {
+        self.next_beat = self.next_beat.min(now + millis(self.manifest.ownership.heartbeat_ms) / 8);
+    }
+
     /// Signs the part's claim with the next `seq`, reserved durably beforehand, and merges it as any other record.
     fn sign_next(&mut self, now: Time, part: Part) -> Option<Signed<Claim>> {
         let owned = self.owned.get_mut(&part)?;
@@ -56,6 +61,7 @@ impl Agent {
         let merged = self.register.merge_claim(claim.clone());
         debug_assert!(!matches!(merged, Merged::Invalid(_)), "own claims are founded: {merged:?}");
         if first {
+            self.quiet_until = Time::ZERO;
             self.act(Action::RememberClaim(claim.signed().clone()));
         }
         self.observe(now, part);

@@ -7,74 +7,84 @@ use super::{
     ownership::{Owned, Phase},
 };
 use crate::{
-    claim::{Claim, ClaimId, Previous},
+    claim::{Claim, ClaimId, Names, Previous},
     identity::NodeId,
     lease::Time,
     part::Part,
 };
 
-/// A live node with room for a part.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate {
-    pub(super) node: NodeId,
-    /// Parts it owns.
-    pub(super) load: usize,
-}
+/// How many parts each live owner has.
+pub(super) type Loads = BTreeMap<NodeId, usize>;
 
 /// A part that is free, as this node sees it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Free {
     pub(super) since: Time,
     /// When it is this node's turn.
-    turn: Time,
+    pub(super) turn: Time,
 }
 
 impl Agent {
     /// Votes on parts that are free, and claims the one that it is this node's turn to claim, one at a time.
     pub(super) fn attend_free_parts(&mut self, now: Time) {
-        let (mut turns, mut candidates) = (Vec::new(), None);
+        if self.free.is_empty() && now < self.quiet_until {
+            return self.watch_at(self.quiet_until);
+        }
+        self.quiet_until = Time::MAX;
+        let (mut turns, mut loads, mut any_over) = (Vec::new(), None, false);
         for part in self.manifest.clone().parts() {
-            if self.owned.contains_key(&part) || !self.is_over(now, part) {
-                self.free.remove(&part);
-                self.wake_at_doubt(now, part);
+            let over = self.is_over(now, part);
+            any_over |= over;
+            if !over {
+                self.watch_for_doubt(now, part);
+            }
+            if !over || self.owned.contains_key(&part) {
+                if self.free.remove(&part).is_some() {
+                    self.forget_turns(part);
+                }
                 continue;
             }
-            let candidates = candidates.get_or_insert_with(|| self.candidates(now));
             let turn = match self.free.get(&part) {
                 Some(free) if now < free.turn => free.turn,
                 // Others may have come and gone meanwhile: the turn is reckoned again before it is taken.
                 known => {
                     let since = known.map_or(now, |free| free.since);
-                    let turn = since + millis(self.manifest.ownership.rank_delay_ms) * self.place(part, candidates);
+                    let loads = loads.get_or_insert_with(|| self.loads(now));
+                    let place = self.place(now, part, loads);
+                    let turn = since + millis(self.manifest.ownership.rank_delay_ms).saturating_mul(place);
                     self.free.insert(part, Free { since, turn });
                     turn
                 }
             };
             turns.push((turn, part));
         }
+        if any_over {
+            // Whoever has not seen yet that the part is free should look.
+            self.quiet_until = Time::ZERO;
+        }
         let may_vote = self.settings.capacity > 0 && !self.leaving && self.manifest.admits(self.id());
         if may_vote && !turns.is_empty() {
             turns.sort_unstable();
-            let candidates: Vec<_> = candidates.unwrap_or_default().iter().map(|it| it.node).collect();
-            self.take_turns(now, &turns, &candidates);
+            let loads = loads.unwrap_or_else(|| self.loads(now));
+            self.take_turns(now, &turns, &loads);
         }
     }
 
     /// Asks for a tick when the part's owner would be doubted.
-    fn wake_at_doubt(&mut self, now: Time, part: Part) {
-        if !self.owned.contains_key(&part)
-            && let Some(silence) = self.leases.silence(now, part)
-            && silence <= self.ttl()
-        {
-            self.wake_at(now + (self.ttl() - silence) + Time::from_millis(1));
+    fn watch_for_doubt(&mut self, now: Time, part: Part) {
+        if let Some(silence) = self.leases.silence(now, part) {
+            let doubt = now + self.ttl().saturating_sub(silence) + Time::from_millis(1);
+            self.quiet_until = self.quiet_until.min(doubt);
+            self.watch_at(doubt);
         }
         self.watch_progress(now, part);
     }
 
-    fn take_turns(&mut self, now: Time, turns: &[(Time, Part)], candidates: &[NodeId]) {
+    fn take_turns(&mut self, now: Time, turns: &[(Time, Part)], loads: &Loads) {
         let me = self.id();
+        let room = self.has_room(loads, me);
         let mut busy = self.owned.values().any(|owned| matches!(owned.phase, Phase::Intent { .. }));
-        let mut wishing = turns.iter().any(|(_, part)| self.wishes(*part, me));
+        let mut wishing = self.words.keys().any(|part| self.free.contains_key(part) && self.wishes(*part, me));
         for (turn, part) in turns.iter().copied() {
             self.watch_progress(now, part);
             if now < turn {
@@ -82,8 +92,8 @@ impl Agent {
                 continue;
             }
             let allowed = self.avoid_until.get(&part).copied().unwrap_or_default();
-            let may_claim = candidates.contains(&me) && now >= allowed;
-            if candidates.contains(&me) && now < allowed {
+            let may_claim = room && now >= allowed;
+            if room && now < allowed {
                 self.wake_at(allowed);
             }
             match self.evidence(part) {
@@ -94,7 +104,7 @@ impl Agent {
                 Some(_) if may_claim => {}
                 _ if self.manifest.ownership.quorum > 1 => {
                     let may_wish = may_claim && !busy && !wishing;
-                    self.speak(now, part, candidates, may_wish);
+                    self.speak(now, part, loads, may_wish);
                     wishing |= self.wishes(part, me);
                     if may_claim {
                         self.shadow(now, part);
@@ -105,57 +115,40 @@ impl Agent {
         }
     }
 
-    /// Live peers with room for a part, this node among them if it has room.
-    pub(super) fn candidates(&self, now: Time) -> Vec<Candidate> {
-        let mut loads = BTreeMap::<NodeId, usize>::new();
+    /// How many parts each live owner has.
+    pub(super) fn loads(&self, now: Time) -> Loads {
+        let mut loads = Loads::new();
         for part in self.manifest.parts().filter(|part| self.owner_is_live(now, *part)) {
             if let Some(claim) = self.register.current(part) {
                 *loads.entry(claim.author()).or_default() += 1;
             }
         }
-        let trusted = |node| self.manifest.admits(node) && !self.register.is_barred(node);
-        let peers = self.peers.iter().map(|(node, peer)| (*node, peer.presence.capacity));
-        peers
-            .chain([(self.id(), if self.leaving { 0 } else { self.settings.capacity })])
-            .map(|(node, capacity)| (node, capacity, loads.get(&node).copied().unwrap_or(0)))
-            .filter(|(node, capacity, load)| *load < usize::from(*capacity) && trusted(*node))
-            .map(|(node, _, load)| Candidate { node, load })
-            .collect()
+        loads
     }
 
-    /// What one candidate is ordered by for a part: the least loaded first, a part lately lost counting as one owned; then the one whose claim would win.
-    pub(super) fn burden(&self, part: Part, candidate: Candidate) -> usize {
-        candidate.load + self.register.losses(part, candidate.node)
-    }
-
-    /// The best heir for the part other than this node.
-    pub(super) fn heir(&self, now: Time, part: Part) -> Option<Candidate> {
-        let others = self.candidates(now).into_iter().filter(|it| it.node != self.id());
-        others.min_by_key(|it| (self.burden(part, *it), Reverse(self.name_of_next(part, it.node))))
-    }
-
-    /// How many others go before this node in claiming the part, or in seconding who wishes to.
-    fn place(&self, part: Part, candidates: &[Candidate]) -> u32 {
-        let me = self.id();
-        let heir = self.release_of(part).and_then(|release| release.heir);
-        if heir == Some(me) {
-            return 0;
-        }
-        let order = |it: Candidate| (self.burden(part, it), Reverse(self.name_of_next(part, it.node)));
-        let ahead = match candidates.iter().find(|it| it.node == me) {
-            Some(mine) => {
-                let mine = order(*mine);
-                candidates.iter().filter(|it| order(**it) < mine).count()
-            }
-            // Those without room second others, one after the other.
-            None => {
-                let quorum = usize::from(self.manifest.ownership.quorum);
-                let name = self.name_of_next(part, me);
-                let full = self.peers.keys().filter(|node| !candidates.iter().any(|it| it.node == **node));
-                candidates.len().min(2 * quorum) + full.filter(|node| self.name_of_next(part, **node) > name).count()
-            }
+    /// True if a node that lives, this one or a peer, may own a part more.
+    pub(super) fn has_room(&self, loads: &Loads, node: NodeId) -> bool {
+        let capacity = match node == self.id() {
+            true if self.leaving => 0,
+            true => self.settings.capacity,
+            false => self.peers.all().get(&node).map_or(0, |peer| peer.presence.capacity),
         };
-        ahead as u32 + u32::from(heir.is_some())
+        let load = loads.get(&node).copied().unwrap_or(0);
+        load < usize::from(capacity) && self.manifest.admits(node) && !self.register.is_barred(node)
+    }
+
+    /// What nodes with room are ordered by for a part, before their names: the least loaded first, a part lately lost counting as one owned.
+    pub(super) fn burden_of(&self, part: Part, loads: &Loads, node: NodeId) -> usize {
+        loads.get(&node).copied().unwrap_or(0) + self.register.losses(part, node)
+    }
+
+    /// The best heir for the part other than this node, and what burdens it.
+    pub(super) fn heir(&self, now: Time, part: Part) -> Option<(usize, NodeId)> {
+        let loads = self.loads(now);
+        let names = self.names_of_next(part);
+        let others = self.others().map(|(node, _)| *node).filter(|node| self.has_room(&loads, *node));
+        let ordered = others.map(|node| (self.burden_of(part, &loads, node), node));
+        ordered.min_by_key(|(burden, node)| (*burden, Reverse(names.as_ref().map(|names| names.of(*node)))))
     }
 
     /// Term and predecessor of the claim that would come next; none after the last term that can be written.
@@ -170,10 +163,15 @@ impl Agent {
         }
     }
 
+    /// The names that the next claims on the part would have.
+    pub(super) fn names_of_next(&self, part: Part) -> Option<Names> {
+        let (term, previous) = self.next_term(part)?;
+        Some(Names::following(self.run, part, term, previous))
+    }
+
     /// The name that `node`'s claim on the part would have.
     pub(super) fn name_of_next(&self, part: Part, node: NodeId) -> Option<ClaimId> {
-        let (term, previous) = self.next_term(part)?;
-        Some(ClaimId::of(self.run, part, term, previous, node))
+        Some(self.names_of_next(part)?.of(node))
     }
 
     fn claim(&mut self, now: Time, part: Part) {

@@ -41,7 +41,7 @@ impl Agent {
     /// True if the part's owner has shown no progress for too long, or what it shows is of no use.
     pub(super) fn is_idle(&self, now: Time, part: Part) -> bool {
         let current = self.register.current_id(part);
-        let advance = self.advances.get(&part).filter(|advance| Some(advance.claim) == current);
+        let advance = self.advances.get(part).filter(|advance| Some(advance.claim) == current);
         advance.is_some_and(|it| it.useless || now.saturating_sub(it.since) > self.idle_deadline())
     }
 
@@ -57,56 +57,59 @@ impl Agent {
         if !self.leases.observe(now, part, id, seq) {
             return;
         }
-        let since_before = self.advances.get(&part).is_some_and(|advance| advance.claim == id);
+        let since_before = self.advances.get(part).is_some_and(|advance| advance.claim == id);
         if !since_before {
             let look = now + self.idle_deadline() / 2;
+            self.quiet_until = Time::ZERO;
             self.advances.insert(part, Advance { claim: id, step: 0, since: now, look, useless: false });
             self.stirred = true;
         }
-        if !self.is_condemned(now, part, owner) && self.votes.remove(&part).is_some() {
+        if !self.is_condemned(now, part, owner) && self.votes.remove(part).is_some() {
             self.stirred = true;
         }
     }
 
     /// Looks now and then whether the part's owner has come further, and wakes when it would be too late.
     pub(super) fn watch_progress(&mut self, now: Time, part: Part) {
-        let Some(Advance { claim, step, look, since, .. }) = self.advances.get(&part).copied() else { return };
+        let Some(Advance { claim, step, mut look, since, .. }) = self.advances.get(part).copied() else { return };
         if now >= look {
             let reached = self.vouched_step(part, claim);
             let steps = self.manifest.training(part).steps;
             let finished = steps > 0 && self.best(part).is_some_and(|best| best.step >= steps);
-            let Some(advance) = self.advances.get_mut(&part) else { return };
+            let Some(advance) = self.advances.get_mut(part) else { return };
             if reached > step || finished {
                 (advance.step, advance.since) = (reached.max(step), now);
             }
             let deadline = self.idle_deadline();
-            let Some(advance) = self.advances.get_mut(&part) else { return };
-            advance.look = if now > since + deadline { now + deadline / 8 } else { now + deadline / 2 };
+            let Some(advance) = self.advances.get_mut(part) else { return };
+            look = now + if now > since + deadline { deadline / 8 } else { deadline / 2 };
+            advance.look = look;
         }
-        let look = self.advances[&part].look;
-        self.wake_at(look);
+        self.quiet_until = self.quiet_until.min(look);
+        self.watch_at(look);
     }
 
     /// The greatest step published under the claim whose blobs a node other than the owner holds; where the run keeps no replicas, the greatest
     /// published. A copy of what another published is no progress.
     fn vouched_step(&self, part: Part, claim: ClaimId) -> u64 {
-        let alone = self.manifest.ownership.replicas == 0 || self.peers.is_empty();
-        let all = self.register.named_checkpoints(part);
+        let alone = self.manifest.ownership.replicas == 0 || self.others().next().is_none();
+        let all: Vec<_> = self.register.named_checkpoints(part).collect();
         let is_copy = |it: &Checkpoint| {
             let earlier = |other: &Checkpoint| (other.term, other.step) < (it.term, it.step);
             all.iter().any(|(_, other)| other.weights.hash == it.weights.hash && earlier(other))
         };
         let vouched = all.iter().filter(|(id, it)| {
             let held = |(node, peer): (&NodeId, &Peer)| *node != it.author() && peer.presence.holds.contains(id);
-            it.claim == claim && (alone || self.holds(*id) || self.peers.iter().any(held)) && !is_copy(it)
+            it.claim == claim && (alone || self.holds(*id) || self.peers.all().iter().any(held)) && !is_copy(it)
         });
         vouched.map(|(_, it)| it.step).max().unwrap_or(0)
     }
 
     /// What the part's current owner published turned out to be of no use.
     pub(super) fn note_useless(&mut self, part: Part, claim: ClaimId) {
-        if let Some(advance) = self.advances.get_mut(&part).filter(|advance| advance.claim == claim) {
+        if let Some(advance) = self.advances.get_mut(part).filter(|advance| advance.claim == claim) {
             advance.useless = true;
+            self.quiet_until = Time::ZERO;
         }
     }
 

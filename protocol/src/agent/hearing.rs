@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Action, Agent, Halt, PEERS_MAX, Peer, millis};
+use super::{Action, Agent, Halt, millis};
 use crate::{
     checkpoint::Checkpoint,
     claim::Claim,
@@ -84,43 +84,45 @@ impl Agent {
         if from == self.id() {
             return;
         }
-        let known = self.peers.get(&from).map(|peer| peer.presence.clone());
-        if known.as_ref().is_none_or(|known| known.addresses != presence.addresses) {
-            self.act(Action::Learn { peer: from, addresses: presence.addresses.clone() });
-        }
-        if known.as_ref().is_none_or(|known| known.capacity != presence.capacity) {
+        let known = self.peers.note(now, from, presence.clone());
+        // In a crowd one more or less moves nobody's turn by much.
+        if !self.is_crowded() && known.as_ref().is_none_or(|known| known.capacity != presence.capacity) {
             self.stirred = true;
         }
-        if known.is_none() {
-            // A newcomer should hear of us before its first decision; in a crowd it hears of enough others.
-            if self.peers.len() < CROWD {
-                self.next_beat = self.next_beat.min(now + millis(self.manifest.ownership.heartbeat_ms) / 8);
-            }
-            let longest_silent = self.peers.iter().min_by_key(|(_, peer)| peer.heard).map(|(node, _)| *node);
-            if let Some(longest_silent) = longest_silent.filter(|_| self.peers.len() >= PEERS_MAX) {
-                self.peers.remove(&longest_silent);
-            }
+        // A newcomer should hear of us before its first decision; in a crowd it hears of enough others.
+        if known.is_none() && !self.is_crowded() {
+            self.beat_soon(now);
         }
-        self.peers.insert(from, Peer { presence, heard: now });
+        if known.is_none_or(|known| known.addresses != presence.addresses) {
+            self.act(Action::Learn { peer: from, addresses: presence.addresses.clone() });
+        }
     }
 
     /// Peers silent for longer than an owner may be are gone: they no longer count as candidates, replicas or providers. Idle peers of a crowd speak
     /// less often.
     pub(super) fn forget_silent_peers(&mut self, now: Time) {
         let silence = self.ttl() * self.crowding();
-        self.peers.retain(|_, peer| now.saturating_sub(peer.heard) <= silence);
+        self.peers.forget_silent(now, silence);
+    }
+
+    /// True if so many peers are known that not all of them need to be served at once.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.peers.all().len() > CROWD
     }
 
     /// How many times less often an idle node speaks among so many, so that what a node hears stays bounded.
     pub(super) fn crowding(&self) -> u32 {
-        1 + (self.peers.len() / CROWD) as u32
+        1 + (self.peers.all().len() / CROWD) as u32
     }
 
     /// A connection to a peer was opened.
     pub fn connected(&mut self, now: Time, peer: NodeId) {
         self.connected.insert(peer);
         self.pull_from(peer);
-        self.next_beat = now;
+        match self.is_crowded() {
+            true => self.beat_soon(now),
+            false => self.next_beat = now,
+        }
         self.look_soon();
     }
 
@@ -179,10 +181,11 @@ impl Agent {
             self.act(Action::Halt(Halt::KeyInUse(part)));
             return Merged::Known;
         }
-        let first = self.register.claim(part, id).is_none();
-        let signed = claim.signed().clone();
+        let first = self.register.claim(part, id).is_none().then(|| claim.signed().clone());
         let merged = self.register.merge_claim(claim);
-        if first && merged == Merged::New {
+        if let Some(signed) = first.filter(|_| merged == Merged::New) {
+            // Not only another owner: a key may be barred by it.
+            self.quiet_until = Time::ZERO;
             self.act(Action::RememberClaim(signed));
         }
         self.observe(now, part);
@@ -223,7 +226,7 @@ impl Agent {
             let heartbeats = millis(self.manifest.ownership.heartbeat_ms) * PULL_HEARTBEATS;
             self.next_pull = now + heartbeats.min(self.ttl() / 3);
         }
-        self.wake_at(self.next_pull);
+        self.watch_at(self.next_pull);
     }
 
     /// Asks several peers for what was missed.
@@ -233,12 +236,14 @@ impl Agent {
     }
 
     fn pull_from(&mut self, peer: NodeId) {
-        let asked = |action: &Action| matches!(action, Action::Pull { peer: other, .. } if *other == peer);
-        if self.connected.contains(&peer)
-            && !self.actions.iter().any(asked)
-            && let Ok(request) = self.register.digest().to_bytes()
-        {
-            self.act(Action::Pull { peer, request });
+        let asked = |action: &Action| matches!(action, Action::Pull(other) if *other == peer);
+        if self.connected.contains(&peer) && !self.actions.iter().any(asked) {
+            self.act(Action::Pull(peer));
         }
+    }
+
+    /// What to ask a peer with, for [`Action::Pull`].
+    pub fn request(&self) -> Option<Vec<u8>> {
+        self.register.digest().to_bytes().ok()
     }
 }

@@ -1,9 +1,6 @@
 //! Checkpoints: which to fetch, keep, pass on and train from.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Action, Agent, Peer,
@@ -11,7 +8,6 @@ use super::{
 };
 use crate::{
     checkpoint::{Blob, Checkpoint, CheckpointId},
-    hash::Hash,
     identity::NodeId,
     lease::Time,
     message::Gossip,
@@ -102,7 +98,7 @@ impl Agent {
 
     /// How many nodes, this one included, hold a checkpoint.
     pub fn holders(&self, id: CheckpointId) -> usize {
-        let peers = self.peers.values().filter(|peer| peer.presence.holds.contains(&id)).count();
+        let peers = self.others().filter(|(_, peer)| peer.presence.holds.contains(&id)).count();
         peers + usize::from(self.holds(id))
     }
 
@@ -192,7 +188,7 @@ impl Agent {
 
     /// The part's checkpoints that were not found unusable, best first.
     fn usable(&self, part: Part) -> impl Iterator<Item = (CheckpointId, &Verified<Checkpoint>)> {
-        self.register.named_checkpoints(part).into_iter().filter(|(id, _)| !self.holding.unusable.contains(id))
+        self.register.named_checkpoints(part).filter(|(id, _)| !self.holding.unusable.contains(id))
     }
 
     /// Starts training a part that is owned, from the best checkpoint that can be had.
@@ -270,7 +266,7 @@ impl Agent {
     fn providers(&self, checkpoint: &Verified<Checkpoint>) -> Vec<NodeId> {
         let (id, author) = (checkpoint.id(), checkpoint.author());
         let holds = |peer: &Peer| peer.presence.holds.contains(&id);
-        let mut providers: Vec<_> = self.peers.iter().filter(|(_, peer)| holds(peer)).map(|(node, _)| *node).collect();
+        let mut providers: Vec<_> = self.others().filter(|(_, peer)| holds(peer)).map(|(node, _)| *node).collect();
         if self.connected.contains(&author) && !providers.contains(&author) {
             providers.push(author);
         }
@@ -282,28 +278,17 @@ impl Agent {
     pub(super) fn attend_checkpoints(&mut self, now: Time) {
         for part in self.manifest.clone().parts() {
             let best = self.usable(part).next().filter(|(id, _)| !self.holding.has(*id, true));
-            let Some((id, best)) = best.map(|(id, best)| (id, best.clone())) else { continue };
-            let replica = self.keeps_replica(&best);
+            let Some((id, author)) = best.map(|(id, best)| (id, best.author())) else { continue };
+            let replica = self.keeps_replica(now, part, author);
             let wanted = replica || self.settings.mirror == Mirror::Everything;
-            if wanted && !self.holding.has(id, replica) {
+            if wanted
+                && !self.holding.has(id, replica)
+                && let Some(best) = self.best(part).cloned()
+            {
                 self.fetch(now, &best, replica);
             }
         }
         self.forget_surplus();
-    }
-
-    /// True if the checkpoint falls to this node: among the live peers that own parts at all, rendezvous hashing picks the replicas.
-    fn keeps_replica(&self, checkpoint: &Verified<Checkpoint>) -> bool {
-        if self.settings.capacity == 0 {
-            return false;
-        }
-        // Reckoned for every peer, so it mixes ids that are hashes already; who is first in it gains nothing but a copy.
-        let of_part = Hash::of_fields("paris-node 1 replica", &[&self.run.0.0, &checkpoint.part.key()]).prefix();
-        let weight = |node: NodeId| Reverse(mix(of_part ^ Hash(node.0).prefix()));
-        let mine = weight(self.id());
-        let peers = self.peers.iter().filter(|(_, peer)| peer.presence.capacity > 0).map(|(node, _)| *node);
-        let before = peers.filter(|node| *node != checkpoint.author() && weight(*node) < mine).count();
-        before < usize::from(self.manifest.ownership.replicas)
     }
 
     fn forget_surplus(&mut self) {
@@ -313,21 +298,16 @@ impl Agent {
             let held = self.usable(part).map(|(id, _)| id).filter(|id| self.holding.held.contains_key(id));
             needed.extend(held.take(KEPT_OF_A_PART));
         }
-        let listed = |part| self.register.named_checkpoints(part).into_iter().map(|(id, _)| id);
-        let listed: BTreeSet<_> = self.manifest.parts().flat_map(listed).collect();
-        self.holding.failed.retain(|id, _| listed.contains(id));
-        self.holding.unusable.retain(|id| listed.contains(id));
+        if !self.holding.failed.is_empty() || !self.holding.unusable.is_empty() {
+            let listed = |part| self.register.named_checkpoints(part).map(|(id, _)| id);
+            let listed: BTreeSet<_> = self.manifest.parts().flat_map(listed).collect();
+            self.holding.failed.retain(|id, _| listed.contains(id));
+            self.holding.unusable.retain(|id| listed.contains(id));
+        }
         let surplus: Vec<_> = self.holding.ids().filter(|id| !needed.contains(id)).collect();
         for id in surplus {
             self.holding.held.remove(&id);
             self.act(Action::Forget(id));
         }
     }
-}
-
-/// A permutation of 64-bit numbers that leaves no pattern (the finaliser of MurmurHash3).
-fn mix(mut value: u64) -> u64 {
-    value = (value ^ (value >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    value = (value ^ (value >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    value ^ (value >> 33)
 }

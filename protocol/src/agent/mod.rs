@@ -5,16 +5,19 @@
 //!
 //! Rooms: `ownership` begins and ends owning; `claiming` waits for its turn and claims; `voting` files and gives votes; `doubting` says when a claim is
 //! over; `shadow` trains below a quorum; `beating` signs heartbeats; `holding` fetches, mirrors and forgets checkpoints; `hearing` takes in
-//! what peers say, `quota` how much of it.
+//! what peers say, `quota` how much of it; `peers` keeps who they are, `orders` who of them goes first; `sharing` lets many agents of one process hear as one.
 
 mod beating;
 mod claiming;
 mod doubting;
 mod hearing;
 mod holding;
+mod orders;
 mod ownership;
+mod peers;
 mod quota;
 mod shadow;
+mod sharing;
 mod voting;
 
 use std::{
@@ -29,13 +32,16 @@ use self::{
     claiming::Free,
     doubting::Advance,
     holding::Holding,
+    orders::Orders,
     ownership::Owned,
+    peers::Peers,
     quota::Quotas,
     voting::{Filed, Word},
 };
 pub use self::{
     hearing::Verdict,
     holding::{FetchFailure, Made, Mirror},
+    peers::{PEERS_MAX, Peer},
 };
 use crate::{
     checkpoint::{Checkpoint, CheckpointId},
@@ -44,14 +50,12 @@ use crate::{
     identity::{Keypair, NodeId},
     lease::{Leases, Time},
     manifest::{Manifest, ManifestError, Ownership, RunId},
-    message::{Gossip, Presence, Progress},
+    message::{Gossip, Progress},
     part::Part,
+    part_map::PartMap,
     register::{Records, Register},
     signed::{Signed, Verified},
 };
-
-/// The most peers whose presence is kept; the longest silent makes room.
-pub const PEERS_MAX: usize = 4096;
 
 /// What this node is willing to do.
 #[derive(Clone, Copy, Debug)]
@@ -93,13 +97,8 @@ pub enum Action {
     RememberCheckpoint(Signed<Checkpoint>),
     /// Gossip these bytes.
     Publish(Vec<u8>),
-    /// Ask a peer for what this register lacks; hand the answer to [`Agent::pulled`].
-    Pull {
-        /// The peer.
-        peer: NodeId,
-        /// The request.
-        request: Vec<u8>,
-    },
+    /// Ask a peer for what this register lacks, with [`Agent::request`]; hand the answer to [`Agent::pulled`].
+    Pull(NodeId),
     /// A peer's blobs can be fetched there.
     Learn {
         /// The peer.
@@ -148,15 +147,6 @@ pub enum Halt {
     Barred,
 }
 
-/// A peer as it last described itself.
-#[derive(Clone, Debug)]
-pub struct Peer {
-    /// What it said.
-    pub presence: Arc<Presence>,
-    /// When.
-    pub heard: Time,
-}
-
 /// The state machine of one node in one run.
 pub struct Agent {
     keypair: Keypair,
@@ -167,12 +157,15 @@ pub struct Agent {
     register: Register,
     leases: Leases,
     /// Votes on each part's current claim, by voter and heir.
-    votes: BTreeMap<Part, BTreeMap<(NodeId, Option<NodeId>), Filed>>,
+    votes: PartMap<BTreeMap<(NodeId, Option<NodeId>), Filed>>,
     /// What this node last said of who may follow in each part.
     words: BTreeMap<Part, Word>,
     /// How far each part's owner has come.
-    advances: BTreeMap<Part, Advance>,
-    peers: BTreeMap<NodeId, Peer>,
+    advances: PartMap<Advance>,
+    peers: Peers,
+    orders: Orders,
+    /// Before this moment no part becomes free by silence alone.
+    quiet_until: Time,
     connected: BTreeSet<NodeId>,
     quotas: Quotas,
     /// Greatest `seq` that may be signed, for every claim ever made.
@@ -201,7 +194,10 @@ pub struct Agent {
     /// The peer pulled from last, so that all have their turn.
     last_pulled: Option<NodeId>,
     last_tick: Time,
+    /// When to tick for what this node alone has to do.
     wake: Time,
+    /// When to tick for what everyone watches: silence, lack of progress, and what gossip lost.
+    watch: Time,
     /// Something came in that may be due before `wake`.
     stirred: bool,
     actions: VecDeque<Action>,
@@ -229,10 +225,12 @@ impl Agent {
             settings,
             boot,
             leases: Leases::default(),
-            votes: BTreeMap::new(),
+            votes: PartMap::default(),
             words: BTreeMap::new(),
-            advances: BTreeMap::new(),
-            peers: BTreeMap::new(),
+            advances: PartMap::default(),
+            peers: Peers::default(),
+            orders: Orders::default(),
+            quiet_until: Time::ZERO,
             connected: BTreeSet::new(),
             quotas,
             log_at_start: log.clone(),
@@ -254,6 +252,7 @@ impl Agent {
             last_pulled: None,
             last_tick: now,
             wake: now,
+            watch: now,
             stirred: true,
             actions: VecDeque::new(),
         };
@@ -267,11 +266,11 @@ impl Agent {
     pub fn tick(&mut self, now: Time) {
         self.listen_after_a_gap(now);
         // Most of what comes in is a heartbeat that puts off a doubt: nothing can be due before the moment asked for.
-        if !self.stirred && now < self.wake {
+        if !self.stirred && now < self.deadline() {
             return;
         }
         self.stirred = false;
-        self.wake = Time::MAX;
+        (self.wake, self.watch) = (Time::MAX, Time::MAX);
         self.forget_silent_peers(now);
         match now < self.listen_until {
             true => self.wake_at(self.listen_until),
@@ -279,7 +278,7 @@ impl Agent {
         }
         if now >= self.next_look {
             // Who comes and who goes moves replicas, and not in a hurry.
-            self.next_look = now + self.ttl();
+            self.next_look = now + self.ttl() * self.crowding();
             self.attend_checkpoints(now);
         }
         self.wake_at(self.next_look);
@@ -301,7 +300,7 @@ impl Agent {
 
     /// When to tick next, at the latest.
     pub fn deadline(&self) -> Time {
-        self.wake
+        self.wake.min(self.watch)
     }
 
     /// The actions since the last call.
@@ -331,7 +330,13 @@ impl Agent {
 
     /// Peers heard of lately.
     pub fn peers(&self) -> &BTreeMap<NodeId, Peer> {
-        &self.peers
+        self.peers.all()
+    }
+
+    /// Peers but for this node, which is among them where it shares its hearing.
+    fn others(&self) -> impl Iterator<Item = (&NodeId, &Peer)> {
+        let me = self.id();
+        self.peers.all().iter().filter(move |(node, _)| **node != me)
     }
 
     /// Where this node's blobs can be fetched, to be told to the others.
@@ -350,12 +355,17 @@ impl Agent {
             return Some(*progress);
         }
         let owner = self.register.current(part)?.author();
-        self.peers.get(&owner)?.presence.progress.iter().find(|it| it.part == part).copied()
+        self.peers.all().get(&owner)?.presence.progress.iter().find(|it| it.part == part).copied()
     }
 
     /// Asks for a tick no later than `at`.
     fn wake_at(&mut self, at: Time) {
         self.wake = self.wake.min(at);
+    }
+
+    /// The same for what everyone watches.
+    fn watch_at(&mut self, at: Time) {
+        self.watch = self.watch.min(at);
     }
 
     fn act(&mut self, action: Action) {

@@ -152,7 +152,7 @@ impl Agent {
         }
         let heir = self.heir(now, part);
         self.drop_part(part);
-        self.vote(now, part, heir.map(|heir| heir.node));
+        self.vote(now, part, heir.map(|(_, node)| node));
         self.avoid_until.insert(part, later);
     }
 
@@ -169,7 +169,7 @@ impl Agent {
         if mine < HANDOVER_GAIN || in_motion {
             return;
         }
-        if self.heir(now, part).is_some_and(|heir| self.burden(part, heir) + HANDOVER_GAIN <= mine) {
+        if self.heir(now, part).is_some_and(|(burden, _)| burden + HANDOVER_GAIN <= mine) {
             self.release(now, part, now + millis(self.manifest.ownership.heartbeat_ms) * HEIR_HEARTBEATS);
         }
     }

@@ -1,6 +1,6 @@
 //! Votes: releases, suspicions, and wishes to be the heir. One vote names one heir, so a quorum stands behind one node alone.
 
-use super::{Action, Agent, LogEntry};
+use super::{Action, Agent, LogEntry, claiming::Loads};
 use crate::{
     claim::{VOTES_MAX, Vote},
     identity::NodeId,
@@ -14,7 +14,7 @@ use crate::{
 const HEIRS_OF_A_VOTER_MAX: usize = 3;
 
 /// A vote, and when it was first heard.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Filed {
     vote: Verified<Vote>,
     heard: Time,
@@ -46,7 +46,7 @@ impl Agent {
             return false;
         }
         let released = self.register.current(part).is_some_and(|claim| claim.author() == author);
-        let votes = self.votes.entry(part).or_default();
+        let votes = self.votes.get_or_default(part);
         votes.retain(|_, filed| filed.vote.claim == vote.claim);
         let key = (author, vote.heir);
         if !votes.contains_key(&key) {
@@ -59,6 +59,7 @@ impl Agent {
             }
         }
         votes.entry(key).or_insert(Filed { vote, heard: now });
+        self.quiet_until = Time::ZERO;
         self.stirred = true;
         true
     }
@@ -66,7 +67,7 @@ impl Agent {
     /// The votes on the part's current claim.
     fn votes_on(&self, part: Part) -> impl Iterator<Item = &Verified<Vote>> {
         let current = self.register.current_id(part);
-        let votes = self.votes.get(&part).into_iter().flat_map(|votes| votes.values());
+        let votes = self.votes.get(part).into_iter().flat_map(|votes| votes.values());
         votes.map(|filed| &filed.vote).filter(move |vote| vote.claim == current)
     }
 
@@ -92,12 +93,12 @@ impl Agent {
     /// Where no quorum stands behind this node: seconds the heir that would win among those who wish to be it, or else wishes itself.
     ///
     /// An heir that was named and does not claim is passed over for another after two ttls.
-    pub(super) fn speak(&mut self, now: Time, part: Part, candidates: &[NodeId], may_wish: bool) {
+    pub(super) fn speak(&mut self, now: Time, part: Part, loads: &Loads, may_wish: bool) {
         let me = self.id();
         let said = self.words.get(&part).copied().filter(|_| self.votes_on(part).any(|vote| vote.author() == me));
         let tardy = said.filter(|word| word.heir != me && now >= word.since + 2 * self.ttl()).map(|word| word.heir);
         let wishes = self.votes_on(part).map(|vote| vote.author()).filter(|voter| {
-            *voter != me && Some(*voter) != tardy && candidates.contains(voter) && self.wishes(part, *voter)
+            *voter != me && Some(*voter) != tardy && self.has_room(loads, *voter) && self.wishes(part, *voter)
         });
         let own = (may_wish || self.wishes(part, me)).then_some(me);
         let Some(heir) = wishes.chain(own).max_by_key(|heir| self.name_of_next(part, *heir)) else { return };

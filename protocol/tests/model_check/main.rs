@@ -1,139 +1,130 @@
-//! The histories of a small network, searched breadth first up to a bound: three nodes, one part, three terms, with loss, reorder, partition and crashes.
+//! The histories of a small network, searched breadth first: claims, messages in any order or never, crashes and restarts, a cut and its healing.
 //!
-//! A node's register is a set of records, and what it means is asked of the real [`Register`]. A message not yet delivered is one that a peer has and this
-//! node lacks, so that loss, delay, reorder and partition are all the order in which `Hear` happens, if it does.
+//! A node's register is a set of records, and what it means is asked of the real [`Register`], which is given every set twice over and backwards as
+//! well: duplicates and reorder change nothing. A message not yet delivered is one that a peer has and this node lacks, so that loss and delay are the
+//! order in which `Hear` happens, if it does. Small networks are searched to the end; of the network of three nodes, two parts and three terms, the
+//! histories up to a number of states.
 
+mod claims;
 #[path = "../common/mod.rs"]
 mod common;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-};
-
-use common::{key, manifest, shared};
-use paris_protocol::{
-    claim::{Claim, ClaimId, Previous},
-    manifest::Manifest,
-    part::Part,
-    register::{Merged, Register},
-    signed::Verified,
-};
+use claims::Claims;
 use stateright::{Checker, Model, Property};
 
-const PART: Part = Part::Router;
-const NODES: usize = 3;
-const TERMS: u64 = 3;
-/// Where the search ends.
-const STATES: usize = 300_000;
+/// States of the largest network that are looked at.
+const STATES: usize = 2_000_000;
 
-/// How a node reads its records.
+/// How large a network is searched, and how much may befall it.
+#[derive(Clone, Copy)]
+struct Size {
+    nodes: usize,
+    parts: usize,
+    terms: u64,
+    crashes: u8,
+    cuts: u8,
+}
+
+/// How a node reads and keeps its records.
 #[derive(Clone, Copy, PartialEq)]
 enum Rule {
-    /// As the register does.
+    /// As the register does, and on disk before they are told.
     Greatest,
     /// The record that came last, as with last-writer-wins by the reader's clock.
     LastHeard,
-}
-
-/// Every claim that can be made in so many terms, predecessors first; a set of them is a mask.
-struct Claims {
-    manifest: Arc<Manifest>,
-    all: Vec<Verified<Claim>>,
-    owner: Vec<usize>,
-    ids: Vec<ClaimId>,
-    /// By set: what the register names current.
-    current: Mutex<BTreeMap<u64, Option<usize>>>,
-}
-
-impl Claims {
-    fn new() -> Self {
-        let manifest = shared(manifest(1, 1));
-        let run = manifest.id().unwrap();
-        let (mut all, mut owner, mut ids): (Vec<Verified<Claim>>, Vec<usize>, Vec<ClaimId>) = Default::default();
-        for term in 1..=TERMS {
-            let before: Vec<Option<usize>> = match term {
-                1 => vec![None],
-                _ => (0..all.len()).filter(|at| all[*at].term + 1 == term).map(Some).collect(),
-            };
-            for before in before {
-                for node in 0..NODES {
-                    let previous = before.map(|at| Previous { claim: ids[at], owner: all[at].author() });
-                    let claim = Claim { part: PART, term, previous, evidence: Vec::new(), boot: 0, seq: 1 };
-                    let claim = Verified::sign(&key(node as u8 + 1), run, claim);
-                    ids.push(claim.id(run, claim.author()));
-                    owner.push(node);
-                    all.push(claim);
-                }
-            }
-        }
-        Self { manifest, all, owner, ids, current: Mutex::default() }
-    }
-
-    /// What the real register makes of a set of claims.
-    fn current(&self, set: u64) -> Option<usize> {
-        let mut known = self.current.lock().unwrap();
-        *known.entry(set).or_insert_with(|| {
-            let mut register = Register::new(self.manifest.id().unwrap(), self.manifest.clone());
-            // Predecessors have lower numbers.
-            for at in (0..self.all.len()).filter(|at| set & 1 << at != 0) {
-                assert!(!matches!(register.merge_claim(self.all[at].clone()), Merged::Invalid(_)));
-            }
-            register.current_id(PART).map(|id| self.ids.iter().position(|it| *it == id).unwrap())
-        })
-    }
-
-    fn fence(&self, at: usize) -> (u64, ClaimId) {
-        (self.all[at].term, self.ids[at])
-    }
+    /// As the register does, but in memory alone: a crash loses what the node itself claimed.
+    Volatile,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Node {
-    /// Claims it has, on disk before they are told.
-    knows: u64,
-    /// For [`Rule::LastHeard`].
-    last: Option<usize>,
+    /// Claims it has, a set for each part.
+    knows: Vec<u64>,
+    /// The claim on each part that came last: for [`Rule::LastHeard`].
+    last: Vec<Option<usize>>,
+    /// Parts that it trains, a set.
+    trains: u8,
+    up: bool,
     /// The fence that it names once went back.
     went_back: bool,
-    trains: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct State([Node; NODES]);
+struct State {
+    nodes: Vec<Node>,
+    /// Claims that were ever told, a set for each part.
+    told: Vec<u64>,
+    /// The first node hears nobody and is heard by nobody.
+    cut: bool,
+    crashes_left: u8,
+    cuts_left: u8,
+    healed: bool,
+}
 
 #[derive(Clone, Debug, PartialEq)]
 enum Step {
-    /// The node thinks, rightly or not, that the current claim is over.
-    Claim(usize),
+    /// The node thinks, rightly or not, that the part's current claim is over.
+    Claim {
+        node: usize,
+        part: usize,
+    },
     /// A node hears a claim that another has.
-    Hear { node: usize, from: usize, claim: usize },
+    Hear {
+        node: usize,
+        from: usize,
+        part: usize,
+        claim: usize,
+    },
     /// It loses all but its disk.
     Crash(usize),
+    /// It starts from its disk, and goes on with what is its own.
+    Restart(usize),
+    Cut,
+    Heal,
 }
 
 struct Network {
+    size: Size,
     claims: Claims,
     rule: Rule,
 }
 
 impl Network {
-    fn current(&self, node: &Node) -> Option<usize> {
+    fn new(size: Size, rule: Rule) -> Self {
+        Self { size, claims: Claims::new(size.nodes, size.parts, size.terms), rule }
+    }
+
+    fn current(&self, node: &Node, part: usize) -> Option<usize> {
         match self.rule {
-            Rule::Greatest => self.claims.current(node.knows),
-            Rule::LastHeard => node.last,
+            Rule::Greatest | Rule::Volatile => self.claims.current(part, node.knows[part]),
+            Rule::LastHeard => node.last[part],
         }
     }
 
     /// The claim that the node would make next.
-    fn next(&self, state: &State, node: usize) -> Option<usize> {
-        let current = self.current(&state.0[node]);
-        let term = current.map_or(1, |at| self.claims.all[at].term + 1);
-        let follows = |at: &usize| {
-            let claim = &self.claims.all[*at];
-            claim.term == term && claim.previous.map(|it| it.claim) == current.map(|at| self.claims.ids[at])
-        };
-        (0..self.claims.all.len()).find(|at| self.claims.owner[*at] == node && follows(at))
+    fn next(&self, state: &State, node: usize, part: usize) -> Option<usize> {
+        self.claims.following(part, self.current(&state.nodes[node], part), node)
+    }
+
+    fn learn(&self, me: &mut Node, number: usize, part: usize, claim: usize) {
+        let before = self.current(me, part);
+        me.knows[part] |= 1 << claim;
+        me.last[part] = Some(claim);
+        let after = self.current(me, part);
+        let fence = |at: Option<usize>| at.map(|at| self.claims.fence(part, at));
+        me.went_back |= fence(before) > fence(after);
+        let mine = after.is_some_and(|at| self.claims.owner(part, at) == number);
+        let trains = me.trains & 1 << part != 0 || self.claims.owner(part, claim) == number;
+        me.trains = me.trains & !(1 << part) | u8::from(mine && trains) << part;
+    }
+
+    /// True if every node runs and knows all that any knows.
+    fn at_rest(&self, state: &State) -> bool {
+        !state.cut && state.nodes.iter().all(|node| node.up && node.knows == state.told)
+    }
+
+    fn trainers(&self, state: &State, part: usize) -> usize {
+        state.nodes.iter().filter(|node| node.trains & 1 << part != 0).count()
     }
 }
 
@@ -142,103 +133,185 @@ impl Model for Network {
     type Action = Step;
 
     fn init_states(&self) -> Vec<State> {
-        let node = Node { knows: 0, last: None, went_back: false, trains: false };
-        vec![State([node.clone(), node.clone(), node])]
+        let Size { nodes, parts, crashes, cuts, .. } = self.size;
+        let node = Node { knows: vec![0; parts], last: vec![None; parts], trains: 0, up: true, went_back: false };
+        let told = vec![0; parts];
+        vec![State {
+            nodes: vec![node; nodes],
+            told,
+            cut: false,
+            crashes_left: crashes,
+            cuts_left: cuts,
+            healed: false,
+        }]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Step>) {
-        for node in 0..NODES {
-            let me = &state.0[node];
-            // An owner in training has no doubt of itself.
-            if !me.trains && self.next(state, node).is_some_and(|claim| me.knows & 1 << claim == 0) {
-                actions.push(Step::Claim(node));
+        match state.cut {
+            true => actions.push(Step::Heal),
+            false if state.cuts_left > 0 => actions.push(Step::Cut),
+            false => {}
+        }
+        for (node, me) in state.nodes.iter().enumerate() {
+            if !me.up {
+                actions.push(Step::Restart(node));
+                continue;
             }
-            if me.trains {
+            if me.trains != 0 && state.crashes_left > 0 {
                 actions.push(Step::Crash(node));
             }
-            for from in (0..NODES).filter(|from| *from != node) {
-                let news = state.0[from].knows & !me.knows;
-                let linked = |at: &usize| match self.claims.all[*at].previous {
-                    None => true,
-                    Some(before) => {
-                        self.claims.ids.iter().zip(0..).any(|(id, at)| *id == before.claim && me.knows & 1 << at != 0)
+            for part in 0..self.size.parts {
+                // An owner in training has no doubt of itself.
+                let trains = me.trains & 1 << part != 0;
+                if !trains && self.next(state, node, part).is_some_and(|claim| me.knows[part] & 1 << claim == 0) {
+                    actions.push(Step::Claim { node, part });
+                }
+                for (from, other) in state.nodes.iter().enumerate() {
+                    let apart = state.cut && (node == 0) != (from == 0);
+                    let news = other.knows[part] & !me.knows[part];
+                    if from == node || apart || news == 0 {
+                        continue;
                     }
-                };
-                let heard = (0..self.claims.all.len()).filter(|at| news & 1 << at != 0).filter(linked);
-                actions.extend(heard.map(|claim| Step::Hear { node, from, claim }));
+                    let linked = self.claims.linked(part, news, me.knows[part]);
+                    actions.extend(linked.map(|claim| Step::Hear { node, from, part, claim }));
+                }
             }
         }
     }
 
     fn next_state(&self, state: &State, step: Step) -> Option<State> {
-        let mut state = state.clone();
-        let (node, claim) = match step {
+        let mut next = state.clone();
+        match step {
+            Step::Cut => (next.cut, next.cuts_left) = (true, state.cuts_left - 1),
+            Step::Heal => (next.cut, next.healed) = (false, true),
             Step::Crash(node) => {
-                state.0[node].trains = false;
-                return Some(state);
+                next.crashes_left -= 1;
+                let me = &mut next.nodes[node];
+                (me.up, me.trains) = (false, 0);
+                if self.rule == Rule::Volatile {
+                    me.knows.fill(0);
+                }
             }
-            Step::Claim(node) => (node, self.next(&state, node)?),
-            Step::Hear { node, claim, .. } => (node, claim),
-        };
-        let before = self.current(&state.0[node]);
-        let me = &mut state.0[node];
-        me.knows |= 1 << claim;
-        me.last = Some(claim);
-        let after = self.current(me);
-        me.went_back |= before.map(|at| self.claims.fence(at)) > after.map(|at| self.claims.fence(at));
-        me.trains =
-            after.is_some_and(|at| self.claims.owner[at] == node) && (me.trains || self.claims.owner[claim] == node);
-        Some(state)
+            Step::Restart(node) => {
+                let of_its_own = |part: &usize| {
+                    let current = self.current(&state.nodes[node], *part);
+                    current.is_some_and(|at| self.claims.owner(*part, at) == node)
+                };
+                let me = &mut next.nodes[node];
+                me.up = true;
+                me.trains = (0..self.size.parts).filter(of_its_own).fold(0, |set, part| set | 1 << part);
+            }
+            Step::Claim { node, part } => {
+                let claim = self.next(state, node, part)?;
+                next.told[part] |= 1 << claim;
+                self.learn(&mut next.nodes[node], node, part, claim);
+            }
+            Step::Hear { node, part, claim, .. } => self.learn(&mut next.nodes[node], node, part, claim),
+        }
+        Some(next)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        fn same_records(state: &State) -> bool {
-            state.0.iter().all(|node| node.knows == state.0[0].knows)
+        fn parts(network: &Network) -> std::ops::Range<usize> {
+            0..network.size.parts
         }
         vec![
             Property::always("equal records name equal owners", |network: &Network, state: &State| {
-                let pairs = (0..NODES).flat_map(|a| (0..a).map(move |b| (&state.0[a], &state.0[b])));
-                pairs.into_iter().all(|(a, b)| a.knows != b.knows || network.current(a) == network.current(b))
+                let pairs =
+                    state.nodes.iter().enumerate().flat_map(|(at, a)| state.nodes[..at].iter().map(move |b| (a, b)));
+                let mut of_parts = pairs.flat_map(|pair| parts(network).map(move |part| (pair, part)));
+                of_parts.all(|((a, b), part)| {
+                    a.knows[part] != b.knows[part] || network.current(a, part) == network.current(b, part)
+                })
             }),
             Property::always("the fence never goes back", |_, state: &State| {
-                !state.0.iter().any(|node| node.went_back)
+                !state.nodes.iter().any(|node| node.went_back)
             }),
             Property::always("no key claims twice in one term", |network: &Network, state: &State| {
-                let made = state.0.iter().fold(0, |all, node| all | node.knows);
-                let mut seen = std::collections::BTreeSet::new();
-                let claims = (0..network.claims.all.len()).filter(|at| made & 1 << at != 0);
-                claims.into_iter().all(|at| seen.insert((network.claims.owner[at], network.claims.all[at].term)))
+                parts(network).all(|part| network.claims.are_single(part, state.told[part]))
             }),
-            Property::always("when all know the same, no more than one trains", |_, state: &State| {
-                !same_records(state) || state.0.iter().filter(|node| node.trains).count() <= 1
-            }),
+            Property::always(
+                "when all know the same, no more than one trains a part",
+                |network: &Network, state: &State| {
+                    !network.at_rest(state) || parts(network).all(|part| network.trainers(state, part) <= 1)
+                },
+            ),
+            Property::eventually(
+                "all parts are trained once, and all know by whom",
+                |network: &Network, state: &State| {
+                    network.at_rest(state) && parts(network).all(|part| network.trainers(state, part) == 1)
+                },
+            ),
             Property::sometimes("a part is taken over", |network: &Network, state: &State| {
-                same_records(state)
-                    && network.current(&state.0[0]).is_some_and(|at| network.claims.all[at].term == TERMS)
+                let taken = |part| {
+                    let current = network.current(&state.nodes[0], part);
+                    current.is_some_and(|at| network.claims.fence(part, at).0 == 2)
+                };
+                network.at_rest(state) && parts(network).any(taken)
             }),
-            Property::sometimes("two own one part", |_, state: &State| {
-                state.0.iter().filter(|it| it.trains).count() > 1
+            Property::sometimes("two own one part", |network: &Network, state: &State| {
+                parts(network).any(|part| network.trainers(state, part) > 1)
             }),
             Property::sometimes("a tie is broken by name", |network: &Network, state: &State| {
-                let first = (0..NODES).filter(|at| state.0[0].knows & 1 << at != 0).count();
-                same_records(state) && first > 1 && network.current(&state.0[0]).is_some()
+                parts(network).any(|part| network.at_rest(state) && network.claims.has_tie(part, state.told[part]))
+            }),
+            Property::sometimes("a cut is healed after both sides claimed", |network: &Network, state: &State| {
+                let sides = |part: usize| {
+                    let [a, b] = [&state.nodes[0], &state.nodes[1]].map(|node| node.trains & 1 << part != 0);
+                    a && b
+                };
+                state.healed && parts(network).any(sides)
             }),
         ]
     }
 }
 
+/// Searches, and says how much was seen.
+fn search(size: Size, rule: Rule, states: usize) -> impl Checker<Network> {
+    let Size { nodes, parts, terms, crashes, cuts } = size;
+    let checker = Network::new(size, rule).checker().target_state_count(states).spawn_bfs().join();
+    let (all, distinct) = (checker.state_count(), checker.unique_state_count());
+    println!(
+        "{nodes} nodes, {parts} parts, {terms} terms, {crashes} crashes, {cuts} cuts: {all} states, {distinct} distinct, depth {}, {}",
+        checker.max_depth(),
+        if checker.is_done() && all < states { "searched to the end" } else { "cut off there" },
+    );
+    checker
+}
+
 #[test]
-fn the_histories_of_three_nodes_keep_the_laws() {
-    let network = Network { claims: Claims::new(), rule: Rule::Greatest };
-    let checker = network.checker().target_state_count(STATES).spawn_bfs().join();
-    println!("{} states, {} of them distinct", checker.state_count(), checker.unique_state_count());
+fn every_history_of_two_nodes_and_two_parts_ends_well() {
+    let size = Size { nodes: 2, parts: 2, terms: 3, crashes: 1, cuts: 1 };
+    let checker = search(size, Rule::Greatest, usize::MAX);
+    assert!(checker.is_done());
     checker.assert_properties();
 }
 
 #[test]
+fn every_history_of_three_nodes_and_one_part_ends_well() {
+    let size = Size { nodes: 3, parts: 1, terms: 2, crashes: 1, cuts: 1 };
+    let checker = search(size, Rule::Greatest, usize::MAX);
+    assert!(checker.is_done());
+    checker.assert_properties();
+}
+
+#[test]
+fn three_nodes_two_parts_and_three_terms_keep_the_laws() {
+    let size = Size { nodes: 3, parts: 2, terms: 3, crashes: 2, cuts: 1 };
+    search(size, Rule::Greatest, STATES).assert_properties();
+}
+
+#[test]
 fn a_rule_that_believes_what_came_last_is_caught() {
-    let network = Network { claims: Claims::new(), rule: Rule::LastHeard };
-    let checker = network.checker().target_state_count(STATES).spawn_bfs().join();
+    let size = Size { nodes: 3, parts: 1, terms: 3, crashes: 0, cuts: 0 };
+    let checker = search(size, Rule::LastHeard, STATES / 10);
     assert!(checker.discovery("equal records name equal owners").is_some());
     assert!(checker.discovery("the fence never goes back").is_some());
+}
+
+#[test]
+fn claims_that_are_not_on_disk_before_they_are_told_are_caught() {
+    let size = Size { nodes: 3, parts: 1, terms: 2, crashes: 1, cuts: 0 };
+    let checker = search(size, Rule::Volatile, STATES / 10);
+    assert!(checker.discovery("no key claims twice in one term").is_some());
 }

@@ -362,7 +362,8 @@ impl World {
             Action::RememberClaim(claim) => self.nodes[node].disk.claims.push(claim),
             Action::RememberCheckpoint(checkpoint) => self.nodes[node].disk.checkpoints.push(checkpoint),
             Action::Publish(bytes) => self.publish(node, id, bytes),
-            Action::Pull { peer, request } => {
+            Action::Pull(peer) => {
+                let request = self.agent(node).request().expect("a register's digest fits");
                 let Some(peer) = self.find(peer).filter(|peer| self.reaches(node, *peer)) else { return };
                 let delay = self.delay();
                 self.queue(delay, peer, Event::Request { from: node, request });

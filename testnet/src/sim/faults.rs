@@ -2,18 +2,11 @@
 
 use std::time::Duration;
 
-use paris_protocol::{
-    claim::{Claim, Previous, Vote},
-    codec::Wire,
-    identity::Keypair,
-    lease::Time,
-    message::{Gossip, Presence},
-    part::Part,
-    signed::Verified,
-};
+use paris_protocol::lease::Time;
 
 use super::{
     queue::{Event, Place},
+    scenario::{Partition, Spread},
     world::World,
 };
 
@@ -26,8 +19,7 @@ impl World {
     /// Plans the start of every node and all faults of the scenario until `calm_from`.
     pub(super) fn plan_faults(&mut self, calm_from: Time) {
         self.calm_from = calm_from;
-        let nodes = self.nodes.len() as u32;
-        for node in 0..nodes {
+        for node in 0..self.nodes.len() as Place {
             let at = Duration::from_millis(self.random.below(self.scenario.start_within_s * 1000 + 1));
             match self.nodes[node as usize].liar {
                 true => self.queue.plan(at + LIE_EVERY, Event::Lie { node }),
@@ -38,16 +30,25 @@ impl World {
                 self.queue.plan(at.min(calm_from), Event::Leave { node });
             }
         }
-        for (partition, cut) in self.scenario.partitions.clone().iter().enumerate() {
-            let at = Duration::from_secs(cut.at_s);
-            let end = (at + Duration::from_secs(cut.for_s)).min(calm_from);
-            if at < end {
-                self.queue.plan(at, Event::Cut { partition });
-                self.queue.plan(end, Event::Heal);
-            }
+        for cut in self.scenario.partitions.clone() {
+            self.plan_cut(cut);
         }
         self.plan_next(self.scenario.kills_per_hour, Event::Kill);
         self.plan_next(self.scenario.suspensions_per_hour, Event::Suspend);
+        self.plan_next(self.scenario.restores_per_hour, Event::Restore);
+    }
+
+    /// Plans a cut and its end, or several where it flaps.
+    fn plan_cut(&mut self, cut: Partition) {
+        let mut at = Duration::from_secs(cut.at_s);
+        let end = (at + Duration::from_secs(cut.for_s)).min(self.calm_from);
+        let half = cut.flaps_s.map_or(Duration::MAX, |period| Duration::from_secs(period) / 2);
+        while at < end {
+            let whole = at.saturating_add(half).min(end);
+            self.queue.plan(at, Event::Cut { cut });
+            self.queue.plan(whole, Event::Heal);
+            at = whole.saturating_add(half);
+        }
     }
 
     /// Plans the next of faults that befall a share of the nodes an hour.
@@ -64,24 +65,24 @@ impl World {
 
     /// A fault happens.
     pub(super) fn befall(&mut self, event: Event) -> anyhow::Result<()> {
-        let nodes = self.nodes.len() as u64;
         match event {
             Event::Start { node } => self.start(node)?,
             Event::Kill => {
-                let node = self.random.below(nodes) as Place;
-                let down = Duration::from_secs(self.random.between(self.scenario.down_s));
-                if self.nodes[node as usize].agent.is_some() {
-                    self.note(|| format!("node {node} is killed"));
-                    self.kill(node)?;
-                    self.queue.plan((self.now + down).min(self.calm_from), Event::Start { node });
-                }
+                let node = self.any_node();
+                self.note(|| format!("node {node} is killed"));
+                self.kill_for_a_while(node)?;
                 self.plan_next(self.scenario.kills_per_hour, Event::Kill);
             }
+            Event::Restore => {
+                self.restore()?;
+                self.plan_next(self.scenario.restores_per_hour, Event::Restore);
+            }
             Event::Suspend => {
-                let node = self.random.below(nodes) as Place;
+                let node = self.any_node();
                 let span = Duration::from_secs(self.random.between(self.scenario.suspended_s));
-                if self.nodes[node as usize].agent.is_some() && !self.nodes[node as usize].suspended {
+                if self.nodes[node as usize].is_up() {
                     self.nodes[node as usize].suspended = true;
+                    self.nodes[node as usize].dozed = true;
                     self.note(|| format!("node {node} is suspended"));
                     self.queue.plan((self.now + span).min(self.calm_from), Event::Resume { node });
                 }
@@ -99,39 +100,14 @@ impl World {
                 self.input(node, |agent, now| agent.leave(now))?;
                 self.nodes[node as usize].left = true;
             }
-            Event::Cut { partition } => {
-                let cut = self.scenario.partitions[partition];
-                self.note(|| format!("the network is cut: {cut:?}"));
-                self.cut = Some(cut.one_way);
-                for node in 0..nodes as Place {
-                    self.nodes[node as usize].cut = self.random.happens(cut.share);
-                }
-                for (one, other) in self.links() {
-                    if self.nodes[one as usize].cut != self.nodes[other as usize].cut {
-                        self.disconnect(one, other)?;
-                    }
-                }
-            }
-            Event::Heal => {
-                self.note(|| "the network is whole".into());
-                self.cut = None;
-                let links = self.links();
-                let were: Vec<bool> = self.nodes.iter_mut().map(|node| std::mem::take(&mut node.cut)).collect();
-                for (one, other) in links {
-                    if were[one as usize] != were[other as usize] {
-                        self.connect(one, other)?;
-                    }
-                }
-                self.queue.plan(self.now, Event::Look { healed: self.now });
-            }
+            Event::Cut { cut } => self.cut(cut)?,
+            Event::Heal => self.heal()?,
             Event::Look { healed } => match self.agrees() {
                 true => self.ledger.spans.divergences.push(self.now - healed),
                 false => self.queue.plan(self.now + LOOK_EVERY, Event::Look { healed }),
             },
             Event::Lie { node } => {
-                for lie in self.lies(node) {
-                    self.broadcast(node, &lie)?;
-                }
+                self.lie(node)?;
                 if self.now < self.calm_from {
                     self.queue.plan(self.now + LIE_EVERY, Event::Lie { node });
                 }
@@ -141,38 +117,85 @@ impl World {
         Ok(())
     }
 
+    fn any_node(&mut self) -> Place {
+        self.random.below(self.nodes.len() as u64) as Place
+    }
+
+    fn kill_for_a_while(&mut self, node: Place) -> anyhow::Result<()> {
+        let down = Duration::from_secs(self.random.between(self.scenario.down_s));
+        if self.nodes[node as usize].agent.is_some() {
+            self.kill(node)?;
+            self.queue.plan((self.now + down).min(self.calm_from), Event::Start { node });
+        }
+        Ok(())
+    }
+
+    /// A node that owns parts dies, and starts with its disk as it was before it claimed them.
+    fn restore(&mut self) -> anyhow::Result<()> {
+        let owns = |place: &Place| {
+            let node = &self.nodes[*place as usize];
+            let of_this_life = node.disk.log.keys().any(|claim| !node.backup.log.contains_key(claim));
+            node.is_up() && !node.left && of_this_life && node.trainers.values().any(|trainer| !trainer.shadow)
+        };
+        let owners: Vec<Place> = (0..self.nodes.len() as Place).filter(owns).collect();
+        if owners.is_empty() {
+            return Ok(());
+        }
+        let node = owners[self.random.below(owners.len() as u64) as usize];
+        self.note(|| format!("node {node} is restored from an old copy of its disk"));
+        self.kill_for_a_while(node)?;
+        let restored = &mut self.nodes[node as usize];
+        restored.disk = restored.backup.clone();
+        restored.outdated = true;
+        Ok(())
+    }
+
+    fn cut(&mut self, cut: Partition) -> anyhow::Result<()> {
+        if self.cut.is_some() {
+            // Two cuts at a time would need more than two sides.
+            return Ok(());
+        }
+        self.note(|| format!("the network is cut: {cut:?}"));
+        self.cut = Some(cut.one_way);
+        let mut sides = Vec::with_capacity(self.nodes.len());
+        for _ in 0..self.nodes.len() {
+            sides.push(self.random.happens(cut.share));
+        }
+        if self.scenario.gossip == Spread::Cohorts {
+            self.split_cohorts()?;
+        }
+        for (node, side) in self.nodes.iter_mut().zip(&sides) {
+            node.cut = *side;
+        }
+        for (one, other) in self.links() {
+            if sides[one as usize] != sides[other as usize] {
+                self.disconnect(one, other)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn heal(&mut self) -> anyhow::Result<()> {
+        if self.cut.take().is_none() {
+            return Ok(());
+        }
+        self.note(|| "the network is whole".into());
+        let links = self.links();
+        let were: Vec<bool> = self.nodes.iter_mut().map(|node| std::mem::take(&mut node.cut)).collect();
+        self.join_cohorts()?;
+        for (one, other) in links {
+            if were[one as usize] != were[other as usize] {
+                self.connect(one, other)?;
+            }
+        }
+        self.queue.plan(self.now, Event::Look { healed: self.now });
+        Ok(())
+    }
+
     fn links(&self) -> Vec<(Place, Place)> {
-        let of = |(one, node): (Place, &super::world::Node)| {
+        let of = |(one, node): (Place, &super::node::Node)| {
             node.neighbours.iter().map(move |other| (one, *other)).collect::<Vec<_>>()
         };
         (0..).zip(&self.nodes).flat_map(of).filter(|(one, other)| one < other).collect()
-    }
-
-    /// What a liar says, who knows all that an honest node knows: it pretends to have room, and one of: steals with its own word alone, claims in
-    /// term 1 by name, jumps terms, votes against a live owner, wishes for what it will not claim.
-    fn lies(&mut self, place: Place) -> Vec<Vec<u8>> {
-        let secret = Keypair::from_secret(self.nodes[place as usize].secret());
-        let id = secret.id();
-        let parts: Vec<Part> = self.parts().collect();
-        let part = parts[self.random.below(parts.len() as u64) as usize];
-        let run = self.run;
-        let current = self.honest().next().and_then(|(_, agent)| agent.register().current(part).cloned());
-        let over = current.as_ref().map(|it| Previous { claim: it.id(run, it.author()), owner: it.author() });
-        let vote = Verified::sign(&secret, run, Vote { part, claim: over.map(|it| it.claim), heir: Some(id) });
-        let term = current.as_ref().map_or(1, |it| it.term + 1);
-        let claim = |term, previous, evidence| Claim { part, term, previous, evidence, boot: 1, seq: 1 };
-        let word = vec![vote.signed().clone()];
-        let claims = match self.random.below(5) {
-            0 => vec![claim(term, over, word)],
-            1 => vec![claim(1, None, Vec::new())],
-            2 => vec![claim(u64::MAX, over, word)],
-            _ => Vec::new(),
-        };
-        let sign = |claim: Claim| Verified::sign(&secret, run, claim).signed().clone();
-        let presence = Presence { capacity: 8, ..Presence::default() };
-        let hello = Gossip::Beat { presence: presence.clone(), claims: Vec::new() };
-        let lie = Gossip::Beat { presence, claims: claims.into_iter().map(sign).collect() };
-        let said = [hello, lie, Gossip::Vote(vote.signed().clone())];
-        said.iter().filter_map(|message| message.to_bytes().ok()).collect()
     }
 }

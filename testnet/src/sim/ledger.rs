@@ -12,6 +12,9 @@ use super::{
     report::{Report, Spans, percentile},
 };
 
+/// Cohorts on both sides of a cut, at most.
+const COHORTS_MAX: usize = 8;
+
 /// What is known of a part.
 #[derive(Clone, Debug, Default)]
 struct PartEntry {
@@ -29,7 +32,7 @@ struct PartEntry {
 /// The observer's book.
 pub(super) struct Ledger {
     parts: BTreeMap<Part, PartEntry>,
-    /// The fence of every node: the greatest current claim that it ever named, by part.
+    /// The fence of every node, and of every cohort after them: the greatest current claim that it ever named, by part.
     fences: Vec<BTreeMap<Part, (u64, ClaimId)>>,
     /// The one claim of a key on a part and term.
     claims: BTreeMap<(Part, u64, NodeId), ClaimId>,
@@ -42,7 +45,7 @@ impl Ledger {
     pub(super) fn new(parts: impl Iterator<Item = Part>, nodes: u32) -> Self {
         Self {
             parts: parts.map(|part| (part, PartEntry::default())).collect(),
-            fences: vec![BTreeMap::new(); nodes as usize],
+            fences: vec![BTreeMap::new(); nodes as usize + COHORTS_MAX],
             claims: BTreeMap::new(),
             spans: Spans::default(),
             transfers: 0,
@@ -85,26 +88,33 @@ impl Ledger {
         entry.best = entry.best.max(Some((term, step, id)));
     }
 
-    /// A law: one claim of a key on a part and term, across all its crashes.
-    pub(super) fn signed(&mut self, part: Part, term: u64, owner: NodeId, id: ClaimId) -> anyhow::Result<()> {
-        let first = *self.claims.entry((part, term, owner)).or_insert(id);
-        ensure!(first == id, "{owner} signed two claims on {part} in term {term}");
-        Ok(())
+    /// A law: one claim of an honest key on a part and term, across all its crashes. True if this one is new.
+    pub(super) fn signed(
+        &mut self,
+        part: Part,
+        term: u64,
+        owner: NodeId,
+        id: ClaimId,
+        liar: bool,
+    ) -> anyhow::Result<bool> {
+        let before = self.claims.insert((part, term, owner), id);
+        ensure!(liar || before.is_none_or(|before| before == id), "{owner} signed two claims on {part} in term {term}");
+        Ok(before != Some(id))
     }
 
     /// A law: the current claim that a node names never goes back.
-    pub(super) fn fence(&mut self, node: Place, part: Part, register: &Register) -> anyhow::Result<()> {
+    pub(super) fn fence(&mut self, node: usize, part: Part, register: &Register) -> anyhow::Result<()> {
         let Some(claim) = register.current(part) else { return Ok(()) };
         let Some(id) = register.current_id(part) else { return Ok(()) };
         let now = (claim.term, id);
-        let before = self.fences[node as usize].insert(part, now);
+        let before = self.fences[node].insert(part, now);
         ensure!(before <= Some(now), "node {node} went back from {before:?} to {now:?} on {part}");
         Ok(())
     }
 
     /// Node `node` has lost its memory of others: what it names may be less.
-    pub(super) fn forget_fence(&mut self, node: Place) {
-        self.fences[node as usize].clear();
+    pub(super) fn forget_fence(&mut self, node: usize) {
+        self.fences[node].clear();
     }
 
     /// The best published checkpoint of every part.

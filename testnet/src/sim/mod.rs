@@ -1,23 +1,38 @@
 //! A network of thousands of agents in virtual time: the same state machine that a node runs, with faults drawn from a seed.
 //!
+//! Gossip is an abstract broadcast, or goes hop by hop, or reaches whole cohorts of nodes that hear as one ([`scenario::Spread`]). Register exchanges go between
+//! neighbours.
+//!
 //! Every run replays exactly by its seed. An all-seeing observer holds the agents to the laws at every event: nothing is signed that is not durable, no key
 //! signs two claims on one term, no node's view of an owner goes back, no honest message is rejected; and, when the faults have ceased, all agree,
 //! every part is trained once, no best checkpoint is lost and no liar owns anything.
 
+pub mod baseline;
+mod cohorts;
 mod faults;
+mod gossip;
+mod hops;
+mod laws;
 mod ledger;
+pub mod liars;
+mod node;
 mod queue;
 pub mod random;
 pub mod report;
 pub mod scenario;
+mod training;
 mod world;
 
 use std::{io::BufWriter, path::PathBuf, time::Duration};
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use self::{report::Report, scenario::Scenario, world::World};
+use self::{
+    report::Report,
+    scenario::{Scenario, Spread},
+    world::World,
+};
 
 /// The time at the end in which no fault begins, at most.
 const CALM: Duration = Duration::from_secs(1200);
@@ -43,6 +58,9 @@ pub struct Sim {
     /// Faults; without a file every seed draws its own
     #[arg(long)]
     pub scenario: Option<PathBuf>,
+    /// How gossip travels, whatever the scenario says
+    #[arg(long)]
+    pub gossip: Option<Spread>,
     /// Print JSON, one object a line
     #[arg(long)]
     pub json: bool,
@@ -58,9 +76,9 @@ impl Sim {
             println!("{}", Report::HEADING);
         }
         for seed in self.seed..self.seed.saturating_add(self.seeds) {
-            let began = std::time::Instant::now();
+            let began = cpu_s();
             let mut report = self.simulate(seed).with_context(|| format!("replay with: {}", self.replay(seed)))?;
-            report.wall_s = began.elapsed().as_secs_f64();
+            (report.cpu_s, report.peak_mb) = (cpu_s() - began, peak_mb());
             match self.json {
                 true => println!("{}", serde_json::to_string(&report)?),
                 false => println!("{report}"),
@@ -73,10 +91,14 @@ impl Sim {
     pub fn simulate(&self, seed: u64) -> anyhow::Result<Report> {
         let seconds = (self.hours * 3600.0).max(1.0);
         let end = Duration::from_secs_f64(seconds);
-        let scenario = match &self.scenario {
+        let mut scenario = match &self.scenario {
             Some(path) => Scenario::read(path)?,
             None => Scenario::drawn(seed, seconds as u64),
         };
+        if let Some(gossip) = self.gossip {
+            scenario.gossip = gossip;
+            scenario.check().context("this scenario cannot be simulated with that gossip")?;
+        }
         let mut world = World::new(scenario, self.nodes, self.parts, seed, end)?;
         if let Some(path) = &self.trace {
             let file = std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -92,7 +114,25 @@ impl Sim {
 
     fn replay(&self, seed: u64) -> String {
         let scenario = self.scenario.as_ref().map_or(String::new(), |path| format!(" --scenario {}", path.display()));
+        let gossip = self.gossip.and_then(|it| it.to_possible_value());
+        let gossip = gossip.map_or(String::new(), |it| format!(" --gossip {}", it.get_name()));
         let Self { nodes, parts, hours, .. } = self;
-        format!("paris-testnet sim --nodes {nodes} --parts {parts} --hours {hours} --seed {seed}{scenario}")
+        format!("paris-testnet sim --nodes {nodes} --parts {parts} --hours {hours} --seed {seed}{scenario}{gossip}")
     }
+}
+
+/// Processor time of this process, seconds; 0 where the system does not say.
+fn cpu_s() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // After the name, which may hold anything: user and system time are the 12th and 13th.
+    let after = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = after.split_whitespace().skip(11).take(2).filter_map(|it| it.parse::<u64>().ok());
+    ticks.sum::<u64>() as f64 / 100.0
+}
+
+/// The most memory that this process ever had, megabytes; 0 where the system does not say.
+fn peak_mb() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|it| it.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kilobytes| kilobytes / 1024)
 }

@@ -2,24 +2,31 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
 
-use paris_protocol::{checkpoint::CheckpointId, heard::Heard, identity::NodeId, lease::Time, part::Part};
+use paris_protocol::{checkpoint::CheckpointId, identity::NodeId, lease::Time, part::Part};
+
+use super::{gossip::Message, scenario::Partition};
 
 /// A node by its place in the world.
 pub(super) type Place = u32;
-
-/// Receivers of one broadcast share their delay in as many groups.
-pub(super) const GROUPS: u32 = 8;
 
 /// Something that happens. `life` says in which life of its node: what was meant for an earlier one is void.
 pub(super) enum Event {
     Tick {
         node: Place,
     },
-    /// A broadcast reaches one in [`GROUPS`] of the nodes.
+    /// What a cohort's ear asked for.
+    Ear {
+        cohort: usize,
+    },
+    /// A broadcast reaches a group of nodes.
     Gossip {
-        from: Place,
         group: u32,
-        heard: Arc<Heard>,
+        message: Arc<Message>,
+    },
+    /// A copy of a message reaches a neighbour.
+    Hop {
+        to: Place,
+        flight: usize,
     },
     Request {
         to: Place,
@@ -52,8 +59,14 @@ pub(super) enum Event {
     Start {
         node: Place,
     },
+    /// Dials another neighbour, if it has few.
+    Dial {
+        node: Place,
+    },
     Kill,
     Suspend,
+    /// An old copy of a disk comes back.
+    Restore,
     Resume {
         node: Place,
     },
@@ -61,7 +74,7 @@ pub(super) enum Event {
         node: Place,
     },
     Cut {
-        partition: usize,
+        cut: Partition,
     },
     Heal,
     /// Looks whether all agree, after a cut was healed.

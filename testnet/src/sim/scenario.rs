@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, ensure};
+use clap::ValueEnum;
 use paris_protocol::{
     hash::Hash,
     manifest::{
@@ -11,7 +12,20 @@ use paris_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::random::Random;
+use super::{liars::Lie, random::Random};
+
+/// How gossip travels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Spread {
+    /// To everyone at once, after a delay.
+    #[default]
+    Broadcast,
+    /// From neighbour to neighbour.
+    Hops,
+    /// As a broadcast, to nodes that hear as one: for very many, on a network that loses nothing.
+    Cohorts,
+}
 
 /// Faults and times of a simulated network. Everything has a default: an empty file is a calm network.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -19,6 +33,8 @@ use super::random::Random;
 pub struct Scenario {
     /// What the report calls it.
     pub name: String,
+    /// How gossip travels.
+    pub gossip: Spread,
     /// Nodes start within this time, seconds.
     pub start_within_s: u64,
     /// Delay of a message, from and to, milliseconds.
@@ -39,14 +55,22 @@ pub struct Scenario {
     pub suspensions_per_hour: f64,
     /// For how long, from and to, seconds.
     pub suspended_s: [u64; 2],
+    /// Share of the nodes an hour that come back with an old copy of their disk, among those that own parts.
+    pub restores_per_hour: f64,
     /// Partitions of the network.
     pub partitions: Vec<Partition>,
     /// Share of the nodes that leave in order.
     pub leave: f64,
     /// When they do, seconds.
     pub leave_at_s: u64,
-    /// Share of the nodes that lie: they steal, jump terms, vote against the living, replay, and are seconded without claiming. Each for itself.
+    /// Share of the nodes that lie.
     pub liars: f64,
+    /// What liars do.
+    pub lies: Vec<Lie>,
+    /// Liars are many keys of one, and second each other; otherwise each lies for itself.
+    pub liars_collude: bool,
+    /// Whether liars' keys may own parts.
+    pub admits_liars: bool,
     /// Parts that a node may own.
     pub capacity: u16,
     /// The times of the run.
@@ -66,20 +90,23 @@ pub struct Partition {
     /// If true, the smaller side is heard and hears nothing.
     #[serde(default)]
     pub one_way: bool,
+    /// If set, the network is cut and whole in turns, each for half of this time, seconds.
+    #[serde(default)]
+    pub flaps_s: Option<u64>,
 }
 
 /// What the manifest says of ownership.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Times {
-    heartbeat_ms: u32,
-    ttl_ms: u32,
-    intent_ms: u32,
-    listen_ms: u32,
-    rank_delay_ms: u32,
-    checkpoint_ms: u32,
+    pub(super) heartbeat_ms: u32,
+    pub(super) ttl_ms: u32,
+    pub(super) intent_ms: u32,
+    pub(super) listen_ms: u32,
+    pub(super) rank_delay_ms: u32,
+    pub(super) checkpoint_ms: u32,
     pub(super) quorum: u16,
-    replicas: u16,
+    pub(super) replicas: u16,
 }
 
 impl Default for Times {
@@ -101,6 +128,7 @@ impl Default for Scenario {
     fn default() -> Self {
         Self {
             name: "calm".into(),
+            gossip: Spread::Broadcast,
             start_within_s: 5,
             delay_ms: [5, 50],
             late: 0.0,
@@ -111,10 +139,14 @@ impl Default for Scenario {
             down_s: [10, 600],
             suspensions_per_hour: 0.0,
             suspended_s: [10, 300],
+            restores_per_hour: 0.0,
             partitions: Vec::new(),
             leave: 0.0,
             leave_at_s: 1800,
             liars: 0.0,
+            lies: Lie::ALL.to_vec(),
+            liars_collude: false,
+            admits_liars: true,
             capacity: 4,
             times: Times::default(),
         }
@@ -146,32 +178,55 @@ impl Scenario {
             duplicates: share(0.2),
             kills_per_hour: share(0.5),
             suspensions_per_hour: share(0.3),
+            restores_per_hour: share(0.1),
             leave: share(0.3),
             liars: share(0.3),
             ..Self::default()
         };
         drawn.leave_at_s = seconds / 3;
+        drawn.lies.retain(|_| random.below(2) == 0);
+        if drawn.lies.is_empty() {
+            drawn.lies = Lie::ALL.to_vec();
+        }
+        if drawn.lies.contains(&Lie::Squat) || drawn.lies.contains(&Lie::Fork) {
+            // So that who trains nothing is found out in time.
+            drawn.times.checkpoint_ms = 60_000;
+        }
         for _ in 0..random.below(3) {
             let partition = Partition {
                 at_s: random.below(seconds / 2),
                 for_s: random.between([10, 600]),
                 share: 0.5 * random.below(1000) as f64 / 1000.0,
                 one_way: random.below(2) == 0,
+                flaps_s: (random.below(4) == 0).then(|| random.between([20, 120])),
             };
             drawn.partitions.push(partition);
         }
         drawn
     }
 
-    fn check(&self) -> anyhow::Result<()> {
+    /// Checks that every value is in its range, and that they go together.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
         let shares = [self.late, self.loss, self.duplicates, self.leave, self.liars];
         ensure!(shares.iter().all(|share| (0.0..=1.0).contains(share)), "a share is from 0 to 1");
-        let rates = [self.kills_per_hour, self.suspensions_per_hour];
+        let rates = [self.kills_per_hour, self.suspensions_per_hour, self.restores_per_hour];
         ensure!(rates.iter().all(|rate| (0.0..=100.0).contains(rate)), "a rate is from 0 to 100 an hour");
         let spans = [self.delay_ms, self.late_ms, self.down_s, self.suspended_s];
         ensure!(spans.iter().all(|[low, high]| low <= high), "a span goes from less to more");
+        ensure!(self.partitions.iter().all(|cut| cut.flaps_s != Some(0)), "a cut that flaps needs some time for it");
+        ensure!(!self.lies.is_empty(), "liars need lies");
+        ensure!(
+            self.gossip != Spread::Cohorts || (self.loss == 0.0 && self.restores_per_hour == 0.0),
+            "nodes that hear as one lose no message alone, and do not meet their own past: take gossip = \"broadcast\""
+        );
         self.manifest(1).check()?;
         Ok(())
+    }
+
+    /// True if every live node hears every other in time, so that nobody can take a live owner for gone.
+    pub fn is_reliable(&self) -> bool {
+        let disturbed = self.loss + self.late + self.suspensions_per_hour;
+        disturbed == 0.0 && self.partitions.is_empty() && self.times.quorum > 1
     }
 
     /// The manifest of a run of so many parts, the router among them.

@@ -1,0 +1,60 @@
+//! Sharing what was heard: agents that heard the same at the same moments need it in memory once.
+//!
+//! For a driver of many agents in one process, such as a simulator. One of them, who owns nothing, listens for all; each of the others is
+//! lent what that one heard while it decides, and so hears at once what any of them says meanwhile.
+
+use super::Agent;
+use crate::{lease::Time, part::Part};
+
+impl Agent {
+    /// Exchanges with another agent of the run all that the two know of others. What a node owns, holds and has said stays with it.
+    pub fn exchange_hearing(&mut self, other: &mut Self) {
+        debug_assert_eq!(self.run, other.run, "agents of two runs heard nothing in common");
+        std::mem::swap(&mut self.register, &mut other.register);
+        std::mem::swap(&mut self.leases, &mut other.leases);
+        std::mem::swap(&mut self.votes, &mut other.votes);
+        std::mem::swap(&mut self.advances, &mut other.advances);
+        std::mem::swap(&mut self.peers, &mut other.peers);
+        std::mem::swap(&mut self.orders, &mut other.orders);
+        std::mem::swap(&mut self.quiet_until, &mut other.quiet_until);
+    }
+
+    /// Knows of others what another agent of the run knows.
+    pub fn copy_hearing(&mut self, other: &Self) {
+        self.register = other.register.clone();
+        self.leases = other.leases.clone();
+        self.votes = other.votes.clone();
+        self.advances = other.advances.clone();
+        self.peers = other.peers.clone();
+        self.quiet_until = Time::ZERO;
+    }
+
+    /// Another listened for this node without a gap until `now`.
+    pub fn listened_for(&mut self, now: Time) {
+        self.last_tick = self.last_tick.max(now);
+    }
+
+    /// When to tick next at the latest, if another watches for it whether an owner falls silent and pulls what gossip lost.
+    pub fn deadline_of_its_own(&self) -> Time {
+        self.wake
+    }
+
+    /// From when on news of a part's owner may give this node something to do before its own deadline: at once if it trains any part, or else when
+    /// its turn comes to claim or to second.
+    pub fn minds_from(&self) -> Time {
+        let idle = self.owned.is_empty() && self.shadows.is_empty();
+        let turn = self.free.values().map(|free| free.turn).min();
+        if idle { turn.unwrap_or(Time::MAX) } else { Time::ZERO }
+    }
+
+    /// True if news of this part's owner may: it trains the part, or its turn at the part has come.
+    pub fn minds(&self, now: Time, part: Part) -> bool {
+        let my_turn = self.free.get(&part).is_some_and(|free| free.turn <= now);
+        my_turn || self.owned.contains_key(&part) || self.shadows.contains_key(&part)
+    }
+
+    /// Parts whose owner this node thinks gone.
+    pub fn free_parts(&self) -> impl Iterator<Item = Part> + '_ {
+        self.free.keys().copied()
+    }
+}
