@@ -88,7 +88,10 @@ mod tests {
         map.insert(Part::Expert(3), 'd');
         map.insert(Part::Expert(1), 'b');
         *map.get_or_default(Part::Expert(1)) = 'B';
-        assert_eq!((map.get(Part::Expert(0)), map.get(Part::Expert(1)), map.get(Part::Expert(9))), (None, Some(&'B'), None));
+        assert_eq!(
+            (map.get(Part::Expert(0)), map.get(Part::Expert(1)), map.get(Part::Expert(9))),
+            (None, Some(&'B'), None)
+        );
         assert_eq!((map.remove(Part::Expert(2)), map.remove(Part::Expert(7))), (None, None));
         let all: Vec<_> = map.iter().collect();
         assert_eq!(all, [(Part::Expert(1), &'B'), (Part::Expert(3), &'d'), (Part::Router, &'r')]);

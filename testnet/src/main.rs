@@ -3,7 +3,11 @@
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use paris_testnet::{demo::Demo, process::NODE, sim::{Sim, baseline::Baseline}};
+use paris_testnet::{
+    demo::Demo,
+    process::NODE,
+    sim::{Sim, baseline::Baseline},
+};
 
 /// The same allocator as the node's: child processes are this program.
 #[global_allocator]

@@ -109,7 +109,8 @@ impl Claims {
     /// The claims of a set whose predecessor is in another.
     pub(crate) fn linked(&self, part: usize, news: u64, known: u64) -> impl Iterator<Item = usize> {
         let claims = &self.parts[part];
-        let fits = move |at: &usize| news & 1 << at != 0 && claims.before[*at].is_none_or(|before| known & 1 << before != 0);
+        let fits =
+            move |at: &usize| news & 1 << at != 0 && claims.before[*at].is_none_or(|before| known & 1 << before != 0);
         (0..claims.all.len()).filter(fits)
     }
 

@@ -5,9 +5,9 @@
 //! order in which `Hear` happens, if it does. Small networks are searched to the end; of the network of three nodes, two parts and three terms, the
 //! histories up to a number of states.
 
+mod claims;
 #[path = "../common/mod.rs"]
 mod common;
-mod claims;
 
 use claims::Claims;
 use stateright::{Checker, Model, Property};
@@ -64,9 +64,17 @@ struct State {
 #[derive(Clone, Debug, PartialEq)]
 enum Step {
     /// The node thinks, rightly or not, that the part's current claim is over.
-    Claim { node: usize, part: usize },
+    Claim {
+        node: usize,
+        part: usize,
+    },
     /// A node hears a claim that another has.
-    Hear { node: usize, from: usize, part: usize, claim: usize },
+    Hear {
+        node: usize,
+        from: usize,
+        part: usize,
+        claim: usize,
+    },
     /// It loses all but its disk.
     Crash(usize),
     /// It starts from its disk, and goes on with what is its own.
@@ -126,8 +134,7 @@ impl Model for Network {
 
     fn init_states(&self) -> Vec<State> {
         let Size { nodes, parts, crashes, cuts, .. } = self.size;
-        let node =
-            Node { knows: vec![0; parts], last: vec![None; parts], trains: 0, up: true, went_back: false };
+        let node = Node { knows: vec![0; parts], last: vec![None; parts], trains: 0, up: true, went_back: false };
         let told = vec![0; parts];
         vec![State {
             nodes: vec![node; nodes],
@@ -210,7 +217,8 @@ impl Model for Network {
         }
         vec![
             Property::always("equal records name equal owners", |network: &Network, state: &State| {
-                let pairs = state.nodes.iter().enumerate().flat_map(|(at, a)| state.nodes[..at].iter().map(move |b| (a, b)));
+                let pairs =
+                    state.nodes.iter().enumerate().flat_map(|(at, a)| state.nodes[..at].iter().map(move |b| (a, b)));
                 let mut of_parts = pairs.flat_map(|pair| parts(network).map(move |part| (pair, part)));
                 of_parts.all(|((a, b), part)| {
                     a.knows[part] != b.knows[part] || network.current(a, part) == network.current(b, part)
@@ -222,12 +230,18 @@ impl Model for Network {
             Property::always("no key claims twice in one term", |network: &Network, state: &State| {
                 parts(network).all(|part| network.claims.are_single(part, state.told[part]))
             }),
-            Property::always("when all know the same, no more than one trains a part", |network: &Network, state: &State| {
-                !network.at_rest(state) || parts(network).all(|part| network.trainers(state, part) <= 1)
-            }),
-            Property::eventually("all parts are trained once, and all know by whom", |network: &Network, state: &State| {
-                network.at_rest(state) && parts(network).all(|part| network.trainers(state, part) == 1)
-            }),
+            Property::always(
+                "when all know the same, no more than one trains a part",
+                |network: &Network, state: &State| {
+                    !network.at_rest(state) || parts(network).all(|part| network.trainers(state, part) <= 1)
+                },
+            ),
+            Property::eventually(
+                "all parts are trained once, and all know by whom",
+                |network: &Network, state: &State| {
+                    network.at_rest(state) && parts(network).all(|part| network.trainers(state, part) == 1)
+                },
+            ),
             Property::sometimes("a part is taken over", |network: &Network, state: &State| {
                 let taken = |part| {
                     let current = network.current(&state.nodes[0], part);

@@ -6,5 +6,6 @@ mod common;
 mod bounds;
 mod codec;
 mod golden;
+mod many;
 mod merge;
 mod values;

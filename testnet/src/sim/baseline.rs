@@ -52,9 +52,11 @@ impl Baseline {
             text.push_str("]\n");
             return std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()));
         }
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}: run from the project's root, or give --folder", path.display()))?;
-        let kept: Vec<Report> = serde_json::from_str(&text).context("the baseline is of another version: --write it anew")?;
+        let text = std::fs::read_to_string(&path).with_context(|| {
+            format!("cannot read {}: run from the project's root, or give --folder", path.display())
+        })?;
+        let kept: Vec<Report> =
+            serde_json::from_str(&text).context("the baseline is of another version: --write it anew")?;
         let worse = worse(&kept, &reports);
         ensure!(
             worse.is_empty(),

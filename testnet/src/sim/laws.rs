@@ -58,8 +58,7 @@ impl World {
         let liars: Vec<NodeId> = self.nodes.iter().filter(|node| node.liar).map(|node| node.id).collect();
         let registers = self.registers();
         let Some(register) = registers.first() else { return Ok(()) };
-        let stolen =
-            self.parts().find(|part| register.current(*part).is_some_and(|it| liars.contains(&it.author())));
+        let stolen = self.parts().find(|part| register.current(*part).is_some_and(|it| liars.contains(&it.author())));
         // With a quorum of one every key is trusted.
         ensure!(stolen.is_none() || self.scenario.times.quorum < 2, "a liar owns {stolen:?}");
         Ok(())

@@ -152,7 +152,10 @@ impl World {
                 Some(release) => vec![release.signed().clone()],
                 None => {
                     let mut distinct = std::collections::BTreeMap::new();
-                    votes.iter().filter(fits).for_each(|vote| drop(distinct.insert(vote.author(), vote.signed().clone())));
+                    votes
+                        .iter()
+                        .filter(fits)
+                        .for_each(|vote| drop(distinct.insert(vote.author(), vote.signed().clone())));
                     distinct.into_values().take(others).collect()
                 }
             };

@@ -28,7 +28,11 @@ use std::{io::BufWriter, path::PathBuf, time::Duration};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 
-use self::{report::Report, scenario::{Scenario, Spread}, world::World};
+use self::{
+    report::Report,
+    scenario::{Scenario, Spread},
+    world::World,
+};
 
 /// The time at the end in which no fault begins, at most.
 const CALM: Duration = Duration::from_secs(1200);
