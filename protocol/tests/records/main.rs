@@ -6,6 +6,7 @@ mod common;
 mod bounds;
 mod codec;
 mod golden;
+mod many;
 mod merge;
 mod mixture;
 mod values;

@@ -83,7 +83,7 @@ fn a_node_of_version_1_brings_what_was_missed_in_its_answer() {
     agent.connected(NOW, author());
     agent.tick(NOW);
     assert!(agent.take_actions().any(|action| matches!(action, Action::Pull(peer) if peer == author())));
-    assert_eq!(agent.request(), bytes(REQUEST), "and it is asked as it expects");
+    assert_eq!(agent.request(), Some(bytes(REQUEST)), "and it is asked as it expects");
     assert!(agent.pulled(NOW, author(), &bytes(ANSWER)));
     assert_eq!(agent.best(Part::Expert(0)).unwrap().step, 1000);
 }
