@@ -54,8 +54,10 @@ impl SnapshotWriter {
         let Some(mut state) = self.buffer.take() else { return Ok(false) };
         match fill(&mut state) {
             Ok(header) => {
-                // A thread that is gone shows when its answer is asked for.
-                let _ = self.work.as_ref().map(|work| work.send((header, state)));
+                if let Some(work) = &self.work {
+                    // A thread that is gone shows when its answer is asked for.
+                    let _ = work.send((header, state));
+                }
                 Ok(true)
             }
             Err(error) => {

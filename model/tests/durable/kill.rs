@@ -5,9 +5,9 @@
 
 use std::{
     env,
-    io::{BufRead, BufReader, Lines},
+    io::{BufRead, BufReader},
     path::Path,
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::Duration,
 };
@@ -19,15 +19,18 @@ use super::part::{PART, Pictures, begin, step};
 /// Kills over all runs.
 const KILLS: usize = 200;
 /// Steps of a run.
-const STEPS: u64 = 60;
+const STEPS: u64 = 200;
 /// Steps between two snapshots, so that one is being written most of the time.
 const SNAPSHOT_STEPS: u64 = 3;
-/// The longest a child trains before it is killed, microseconds.
-const PATIENCE_US: usize = 40_000;
+/// The most snapshots that a child writes before it is killed.
+const SNAPSHOTS_MAX: usize = 4;
+/// The longest it is left alone after that, microseconds.
+const PATIENCE_US: usize = 20_000;
 /// Names the folder to the child.
 const FOLDER: &str = "PARIS_TEST_SNAPSHOTS";
 /// What the child's lines begin with, among those of the test harness.
 const BEGAN: &str = "began at step ";
+const WROTE: &str = "wrote step ";
 const ENDED: &str = "ended with ";
 
 /// Trains to the end, from wherever the last process came to.
@@ -38,10 +41,16 @@ fn child() {
     let data = Pictures::default();
     let mut durable = begin(&Snapshots::new(Path::new(&folder), PART), None);
     println!("\n{BEGAN}{}", durable.trainer().step_count());
+    let mut written = None;
     while durable.trainer().step_count() < STEPS {
         let report = step(&mut durable, &data);
         if report.step.is_multiple_of(SNAPSHOT_STEPS) {
             durable.snapshot().unwrap();
+        }
+        let last = durable.last_snapshot().map(|snapshot| snapshot.step);
+        if last != written {
+            written = last;
+            println!("{WROTE}{}", last.unwrap());
         }
     }
     let state = durable.trainer().state().unwrap();
@@ -59,25 +68,28 @@ fn start(folder: &Path) -> Child {
         .unwrap()
 }
 
-/// What a child says, line by line, as long as it lives.
-struct Says(Lines<BufReader<ChildStdout>>);
+/// What a child says.
+enum Said {
+    Began(u64),
+    Wrote,
+    Ended(String),
+}
 
-impl Says {
-    fn of(child: &mut Child) -> Self {
-        Self(BufReader::new(child.stdout.take().unwrap()).lines())
-    }
-
-    /// What follows `start` in the next line that begins so; none if the child dies before.
-    fn after(&mut self, start: &str) -> Option<String> {
-        self.0.by_ref().map_while(Result::ok).find_map(|line| line.strip_prefix(start).map(str::to_owned))
-    }
+/// What it says, as long as it lives.
+fn says(child: &mut Child) -> impl Iterator<Item = Said> + use<> {
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    lines.filter_map(|line| {
+        let began = line.strip_prefix(BEGAN).and_then(|step| step.parse().ok()).map(Said::Began);
+        let ended = line.strip_prefix(ENDED).map(|hash| Said::Ended(hash.to_owned()));
+        began.or(ended).or(line.starts_with(WROTE).then_some(Said::Wrote))
+    })
 }
 
 #[test]
 fn two_hundred_kills_leave_no_trace_in_the_bits() {
     let undisturbed = tempfile::tempdir().unwrap();
     let mut child = start(undisturbed.path());
-    let expected = Says::of(&mut child).after(ENDED).expect("the undisturbed child ends");
+    let Some(Said::Ended(expected)) = says(&mut child).last() else { panic!("the undisturbed child ends") };
     child.wait().unwrap();
     let seed = 20_261_124;
     let mut moments = Stream::seeded(seed, "kills");
@@ -85,34 +97,47 @@ fn two_hundred_kills_leave_no_trace_in_the_bits() {
     while kills < KILLS {
         runs += 1;
         let folder = tempfile::tempdir().unwrap();
-        let mut reached = 0;
-        loop {
+        let (mut reached, mut ended) = (0, None);
+        while ended.is_none() {
+            let number = kills;
             let mut child = start(folder.path());
-            let mut says = Says::of(&mut child);
             let disturbed = kills < KILLS;
-            // Most are killed some time after they have begun to train, some while they start.
-            if moments.below(4) > 0 || !disturbed {
-                let began = says.after(BEGAN).expect("it begins").parse().unwrap();
-                assert!(began >= reached, "seed {seed}, kill {kills}: went on at {began} after {reached}");
-                reached = began;
+            // How often it is heard before its time comes: not at all, when it has begun, or after some snapshots.
+            let mut patience = if disturbed { moments.below(SNAPSHOTS_MAX + 2) } else { usize::MAX };
+            let delay = Duration::from_micros(moments.below(PATIENCE_US) as u64);
+            let mut said = says(&mut child);
+            let mut hear = |said| match said {
+                Said::Began(step) => {
+                    assert!(step >= reached, "seed {seed}, kill {number}: went on at {step} after {reached}");
+                    reached = step;
+                }
+                Said::Wrote => {}
+                Said::Ended(hash) => ended = Some(hash),
+            };
+            while patience > 0
+                && let Some(said) = said.next()
+            {
+                patience -= 1;
+                hear(said);
             }
             if disturbed {
-                thread::sleep(Duration::from_micros(moments.below(PATIENCE_US) as u64));
+                thread::sleep(delay);
                 // One that has ended already is no kill.
                 if child.try_wait().unwrap().is_none() {
                     child.kill().unwrap();
                     kills += 1;
                 }
             }
-            let ended = says.after(ENDED);
+            said.for_each(hear);
             child.wait().unwrap();
             during_writing += usize::from(folder.path().join(format!("{PART}.writing")).exists());
-            if let Some(ended) = ended {
-                assert_eq!(ended, expected, "seed {seed}, kill {kills}");
-                break;
-            }
-            assert!(disturbed, "seed {seed}: a child that was left alone failed; run it by hand with {FOLDER} set");
+            assert!(
+                disturbed || ended.is_some(),
+                "seed {seed}: a child that was left alone failed; run it by hand with {FOLDER} set"
+            );
         }
+        assert_eq!(ended.as_ref(), Some(&expected), "seed {seed}, kill {kills}");
     }
     println!("seed {seed}: {kills} kills in {runs} runs, {during_writing} while a snapshot was being written");
+    assert!(runs > 1, "the runs are short enough for several of them to reach their end");
 }
