@@ -12,17 +12,36 @@ use super::{Sim, report::Report, scenario::Spread};
 /// Share by which a measure may be worse than the one kept.
 const TOLERANCE: f64 = 0.25;
 
-/// What is run: scenario (none: drawn by the seed), gossip, nodes, parts, hours, and seeds.
-const RUNS: [(Option<&str>, Option<Spread>, u32, u16, f64, &[u64]); 9] = [
-    (Some("calm"), None, 40, 8, 0.5, &[1, 2]),
-    (Some("calm"), Some(Spread::Cohorts), 1000, 64, 0.5, &[1]),
-    (Some("churn"), Some(Spread::Cohorts), 1000, 64, 1.0, &[1]),
-    (Some("crashes"), None, 30, 8, 1.0, &[1, 2]),
-    (Some("exodus"), None, 30, 8, 1.0, &[1]),
-    (Some("hops"), None, 60, 8, 0.5, &[1]),
-    (Some("lossy"), None, 30, 8, 0.5, &[1]),
-    (Some("partitions"), None, 30, 8, 1.0, &[1]),
-    (None, None, 20, 5, 1.0, &[1, 2, 3, 4]),
+/// Simulations of one scenario.
+struct Runs {
+    /// None: what each seed draws.
+    scenario: Option<&'static str>,
+    gossip: Option<Spread>,
+    nodes: u32,
+    parts: u16,
+    hours: f64,
+    seeds: &'static [u64],
+}
+
+const fn runs(
+    scenario: &'static str,
+    gossip: Option<Spread>,
+    (nodes, parts, hours): (u32, u16, f64),
+    seeds: &'static [u64],
+) -> Runs {
+    Runs { scenario: Some(scenario), gossip, nodes, parts, hours, seeds }
+}
+
+const ALL: [Runs; 9] = [
+    runs("calm", None, (40, 8, 0.5), &[1, 2]),
+    runs("calm", Some(Spread::Cohorts), (1000, 64, 0.5), &[1]),
+    runs("churn", Some(Spread::Cohorts), (1000, 64, 1.0), &[1]),
+    runs("crashes", None, (30, 8, 1.0), &[1, 2]),
+    runs("exodus", None, (30, 8, 1.0), &[1]),
+    runs("hops", None, (60, 8, 0.5), &[1]),
+    runs("lossy", None, (30, 8, 0.5), &[1]),
+    runs("partitions", None, (30, 8, 1.0), &[1]),
+    Runs { scenario: None, gossip: None, nodes: 20, parts: 5, hours: 1.0, seeds: &[1, 2, 3, 4] },
 ];
 
 /// Run the fixed seeds and compare with the reports that are kept
@@ -69,7 +88,7 @@ impl Baseline {
 
     fn reports(&self) -> anyhow::Result<Vec<Report>> {
         let mut reports = Vec::new();
-        for (scenario, gossip, nodes, parts, hours, seeds) in RUNS {
+        for Runs { scenario, gossip, nodes, parts, hours, seeds } in ALL {
             let scenario = scenario.map(|name| self.folder.join(name).with_extension("toml"));
             let sim = Sim { nodes, parts, hours, seed: 0, seeds: 1, scenario, gossip, json: false, trace: None };
             for seed in seeds {

@@ -1,5 +1,7 @@
 //! Liars: nodes that say what helps them, each for itself, and know all that an honest node knows.
 
+use std::collections::BTreeMap;
+
 use clap::ValueEnum;
 use paris_protocol::{
     claim::{Claim, Previous, Vote},
@@ -151,11 +153,10 @@ impl World {
             let evidence: Vec<_> = match released {
                 Some(release) => vec![release.signed().clone()],
                 None => {
-                    let mut distinct = std::collections::BTreeMap::new();
-                    votes
-                        .iter()
-                        .filter(fits)
-                        .for_each(|vote| drop(distinct.insert(vote.author(), vote.signed().clone())));
+                    let mut distinct = BTreeMap::new();
+                    for vote in votes.iter().filter(fits) {
+                        distinct.insert(vote.author(), vote.signed().clone());
+                    }
                     distinct.into_values().take(others).collect()
                 }
             };
