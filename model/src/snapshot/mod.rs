@@ -1,7 +1,7 @@
 //! Snapshots: a part's whole state on the local disk, so that a killed process loses a minute at most, and no bits.
 //!
 //! A snapshot is never published. It is written beside training: the trainer copies its numbers to a buffer, and a thread of its own writes them
-//! ([`writer`]) as one file with a checksum ([`format`]), of which the last few are kept ([`files`]). Which one training goes on from, and
+//! ([`writer`]) as one file with a checksum ([`mod@format`]), of which the last few are kept ([`files`]). Which one training goes on from, and
 //! when from a checkpoint instead, is decided in [`durable`](crate::durable).
 
 pub mod files;
