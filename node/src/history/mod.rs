@@ -2,7 +2,7 @@
 //!
 //! The file is `history/RUN/PART.jsonl` in the data directory: JSON lines, each of a `kind`. Names and units are stable; [`VERSION`] grows when they change.
 //! A reader passes over what it does not understand, such as the torn last line of a process that was killed. The file is bounded: when it is
-//! full, the older half is merged by twos ([`file`]), so that weeks fit and the newest hours are the finest.
+//! full, the older half is merged by twos ([`mod@file`]), so that weeks fit and the newest hours are the finest.
 
 pub mod file;
 mod interval;
