@@ -1,7 +1,7 @@
 //! Many Paris nodes on one machine.
 //!
 //! [`process`] starts real nodes, each a process with a data directory of its own, and can kill them; [`demo`] lets them train and draw while
-//! you watch; [`bench`] measures what the network costs their training; [`sim`] runs thousands of agents in virtual time, without any process, and checks what the protocol promises.
+//! you watch; [`mod@bench`] measures what the network costs their training; [`sim`] runs thousands of agents in virtual time, without any process, and checks what the protocol promises.
 
 pub mod bench;
 pub mod demo;
