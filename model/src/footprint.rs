@@ -40,13 +40,10 @@ impl Footprint {
         self.fixed_bytes.saturating_add(self.sample_bytes.saturating_mul(samples as u64))
     }
 
-    /// The micro-batch for a step of `batch` samples in `budget_bytes`: the one that the part was trained with before, if it fits, since the cut decides
-    /// the last bits; else the whole batch; else the largest power of two. None if not even one sample fits.
-    pub fn micro_batch(&self, batch: usize, budget_bytes: u64, before: Option<usize>) -> Option<usize> {
-        let fits = |samples: &usize| self.bytes(*samples) <= budget_bytes;
+    /// The largest micro-batch for a step of `batch` samples in `budget_bytes`: the whole, or else a power of two. None if not even one sample fits.
+    pub fn micro_batch(&self, batch: usize, budget_bytes: u64) -> Option<usize> {
         let powers = (0..usize::BITS).rev().map(|power| 1 << power).filter(|samples| *samples < batch);
-        let before = before.filter(|before| (1..=batch).contains(before));
-        before.into_iter().chain([batch]).chain(powers).find(fits)
+        [batch].into_iter().chain(powers).find(|samples| self.bytes(*samples) <= budget_bytes)
     }
 }
 
@@ -78,19 +75,15 @@ mod tests {
 
         #[test]
         fn the_micro_batch_fits_and_twice_as_much_does_not(
-            fixed in 0u64..1000, sample in 1u64..1000, batch in 1usize..100_000, budget in 0u64..10_000_000, before: Option<u8>,
+            fixed in 0u64..1000, sample in 1u64..1000, batch in 1usize..100_000, budget in 0u64..10_000_000,
         ) {
             let footprint = Footprint { fixed_bytes: fixed, sample_bytes: sample };
-            let before = before.map(usize::from);
-            match footprint.micro_batch(batch, budget, before) {
+            match footprint.micro_batch(batch, budget) {
                 None => prop_assert!(footprint.bytes(1) > budget),
                 Some(samples) => {
                     prop_assert!((1..=batch).contains(&samples) && footprint.bytes(samples) <= budget);
-                    let largest = samples == batch || samples.is_power_of_two() && footprint.bytes((2 * samples).min(batch)) > budget;
-                    prop_assert!(Some(samples) == before || largest);
-                    if let Some(before) = before.filter(|before| (1..=batch).contains(before)) {
-                        prop_assert!(samples == before || footprint.bytes(before) > budget);
-                    }
+                    let twice_is_too_much = footprint.bytes((2 * samples).min(batch)) > budget;
+                    prop_assert!(samples == batch || samples.is_power_of_two() && twice_is_too_much);
                 }
             }
         }
@@ -99,7 +92,7 @@ mod tests {
     #[test]
     fn extremes_do_not_overflow() {
         let footprint = Footprint::from_peaks(peak(0, u64::MAX), peak(usize::MAX, u64::MAX));
-        assert_eq!(footprint.micro_batch(usize::MAX, 1, None), None);
-        assert_eq!(Footprint::from_peaks(peak(1, 0), peak(1, 0)).micro_batch(5, 5, Some(0)), Some(5));
+        assert_eq!(footprint.micro_batch(usize::MAX, 1), None);
+        assert_eq!(Footprint::from_peaks(peak(1, 0), peak(1, 0)).micro_batch(5, 5), Some(5));
     }
 }

@@ -77,7 +77,7 @@ fn measure_and_compare() {
         assert!(promised <= 2 * measured, "{samples} samples take {measured} bytes only, not {promised}");
     }
     let budget = footprint.bytes(32) / 3;
-    let samples = footprint.micro_batch(32, budget, None).unwrap();
+    let samples = footprint.micro_batch(32, budget).unwrap();
     assert!((2..32).contains(&samples), "{samples}");
     trainer.set_micro_batch(samples);
     let draw = trainer.draw_rule().clone();

@@ -23,7 +23,8 @@ pub(super) enum FitError {
     /// There is too little memory.
     #[error(
         "too little memory: {} MiB are needed for parameters, optimiser and checkpoint{}, and {} MiB are left for training. The part is given \
-         to another node if there is one, and tried again later if not. Close other programs, allow more (--memory), own fewer parts at once (--capacity), or let a larger machine train it",
+         to another node if there is one, and tried again later if not. Close other programs, allow more (--memory), own fewer parts at once \
+         (--capacity), or let a larger machine train it",
         .held >> 20,
         match .step { Some(step) => format!(" and {} MiB for a step of one sample at a time, as measured", step >> 20), None => String::new() },
         .left >> 20
@@ -79,13 +80,18 @@ pub(super) fn fitted(
     if footprint.bytes(batch) > budgets[0] && footprint.bytes(2 * threads) <= budgets[0] && 2 * threads <= batch {
         footprint = measured(threads)?;
     }
-    let mut fitting = budgets.iter().find_map(|budget| footprint.micro_batch(batch, *budget, before));
+    // The cut decides the last bits, so that of the state stands before a larger one wherever it fits at all.
+    let choose = |footprint: &Footprint| {
+        let kept = before.filter(|before| footprint.bytes(*before) <= budgets[1]);
+        kept.or_else(|| budgets.iter().find_map(|budget| footprint.micro_batch(batch, *budget)))
+    };
+    let mut fitting = choose(&footprint);
     // Small steps have their peak elsewhere than large ones, which take more a sample: measured again nearer to what seems to fit.
     let mut largest = 2 * threads;
     while fitting.is_some_and(|samples| samples > EXTRAPOLATED_MAX * largest) {
         footprint = measured(largest)?;
         largest *= 2;
-        fitting = budgets.iter().find_map(|budget| footprint.micro_batch(batch, *budget, before));
+        fitting = choose(&footprint);
     }
     let Some(samples) = fitting else {
         return Err(FitError::TooLittle { held, step: Some(footprint.bytes(1)), left });
