@@ -36,7 +36,7 @@ impl Panel {
     }
 
     /// The frame with its title and the values at the edges.
-    fn draw_frame(&self, svg: &mut String, title: &str, unit: &str) {
+    fn draw_frame(&self, svg: &mut String, title: &str, decimals: usize, unit: &str) {
         let (bottom, width) = (self.top + PANEL_HEIGHT, WIDTH - LEFT - RIGHT);
         put(
             svg,
@@ -50,7 +50,11 @@ impl Panel {
             let y = self.y(value);
             put(
                 svg,
-                format_args!("<text x='{}' y='{:.1}' text-anchor='end'>{value:.3}{unit}</text>", LEFT - 6.0, y + 4.0),
+                format_args!(
+                    "<text x='{}' y='{:.1}' text-anchor='end'>{value:.decimals$}{unit}</text>",
+                    LEFT - 6.0,
+                    y + 4.0
+                ),
             );
         }
         for (step, anchor) in [(self.steps.0, "start"), (self.steps.1, "end")] {
@@ -129,7 +133,7 @@ pub fn svg(part: &str, lines: &[Line]) -> String {
     }
     losses.draw_line(&mut svg, steps.iter().map(|it| (it.step, it.loss.into())), LOSSES[0].1);
     losses.draw_line(&mut svg, steps.iter().filter_map(|it| Some((it.step, it.held_out_loss?.into()))), LOSSES[1].1);
-    losses.draw_frame(&mut svg, "loss", "");
+    losses.draw_frame(&mut svg, "loss", 3, "");
     losses.draw_legend(&mut svg, LOSSES.into_iter());
 
     let mut base = vec![0.0; steps.len()];
@@ -144,7 +148,7 @@ pub fn svg(part: &str, lines: &[Line]) -> String {
         shares.draw_area(&mut svg, &points, colour);
         entries.push((super::Split::default().named()[index].0, colour));
     }
-    shares.draw_frame(&mut svg, "time of the trainer", " %");
+    shares.draw_frame(&mut svg, "time of the trainer", 0, " %");
     shares.draw_legend(&mut svg, entries.into_iter());
     svg.push_str("</svg>\n");
     svg
