@@ -6,7 +6,6 @@ use std::{
 };
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
 use crate::fused::{Matrix, MatrixMut};
 
@@ -19,11 +18,8 @@ const ROUNDS: usize = 15;
 /// that the processor has and out of registers alone.
 pub fn fused_multiply_add_flops() -> f64 {
     let arch = Arch::new();
-    let threads = rayon::current_num_threads();
-    fastest(|| {
-        let flops: Vec<f64> = (0..threads).into_par_iter().with_max_len(1).map(|_| arch.dispatch(Chains)).collect();
-        flops.iter().sum()
-    })
+    // Once on every thread: shared out as tasks, one thread would do them all before another is awake.
+    fastest(|| rayon::broadcast(|_| arch.dispatch(Chains)).iter().sum())
 }
 
 /// The most operations a second of one thread's matrix products of these extents, `[rows, inner] x [inner, columns]`, by the kernel that the fused
