@@ -21,6 +21,7 @@ pub mod features;
 pub mod flow;
 pub mod footprint;
 mod fused;
+mod gradients;
 pub mod grid;
 mod host;
 pub mod image_codec;

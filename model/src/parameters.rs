@@ -11,6 +11,7 @@ use crate::{
     checkpoint::{self, CheckpointError},
     config::{PartConfig, Shapes},
     device::compute_precision,
+    gradients::TrunkSum,
     random::Stream,
 };
 
@@ -22,6 +23,8 @@ pub const FROZEN: &str = "pos_embed";
 pub struct Parameters {
     places: Arc<BTreeMap<String, Place>>,
     groups: BTreeMap<String, Tensor>,
+    /// Where the trunk's gradient is summed apart from the others.
+    trunk_sum: Option<TrunkSum>,
 }
 
 /// Where a parameter lies.
@@ -91,12 +94,12 @@ impl Parameters {
         for (group, pieces) in pieces {
             groups.insert(group, Tensor::cat(&pieces, 0)?);
         }
-        Ok(Self { places: Arc::new(places), groups })
+        Ok(Self { places: Arc::new(places), groups, trunk_sum: None })
     }
 
     /// Parameters of the same model over other groups, each flat.
     pub fn with_groups(&self, groups: BTreeMap<String, Tensor>) -> Self {
-        Self { places: self.places.clone(), groups }
+        Self { places: self.places.clone(), groups, trunk_sum: None }
     }
 
     /// The same parameters, each a group of its own in the given precision. Where products run by themselves, as on a GPU, this spares the gradients'
@@ -111,7 +114,7 @@ impl Parameters {
             groups.insert(name.clone(), self.get(name)?.flatten_all()?.to_dtype(precision)?);
             places.insert(name.clone(), Place { group: name.clone(), start: 0, shape: place.shape.clone() });
         }
-        Ok(Self { places: Arc::new(places), groups })
+        Ok(Self { places: Arc::new(places), groups, trunk_sum: None })
     }
 
     /// The parameters as their device computes with them fastest: bf16 and scattered on CUDA, as they are elsewhere.
@@ -129,7 +132,7 @@ impl Parameters {
     pub fn into_variables(self) -> Result<(Self, BTreeMap<String, Var>)> {
         let mut variables = BTreeMap::new();
         let mut groups = BTreeMap::new();
-        for (name, tensor) in self.groups {
+        for (name, tensor) in self.groups.clone() {
             if name == FROZEN {
                 groups.insert(name, tensor);
                 continue;
@@ -138,7 +141,17 @@ impl Parameters {
             groups.insert(name.clone(), variable.as_tensor().clone());
             variables.insert(name, variable);
         }
-        Ok((Self { places: self.places, groups }, variables))
+        Ok((Self { groups, ..self }, variables))
+    }
+
+    /// The same parameters, whose trunk on the CPU sums its gradient apart from candle's, for [`Gradients`](crate::gradients::Gradients) to collect.
+    pub(crate) fn with_trunk_sum(self) -> Self {
+        Self { trunk_sum: Some(TrunkSum::default()), ..self }
+    }
+
+    /// Where the trunk's gradient is summed; none where candle does.
+    pub(crate) fn trunk_sum(&self) -> Option<&TrunkSum> {
+        self.trunk_sum.as_ref()
     }
 
     /// A parameter by name, in its shape: a view into its group.

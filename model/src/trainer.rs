@@ -13,6 +13,7 @@ use crate::{
     draw::{Draw, DrawError, DrawRule, Draws, noise_like},
     expert::Expert,
     flow::noised,
+    gradients::Gradients,
     optimizer::{Failure, Optimizer, Schedule},
     parameters::{FROZEN, Parameters, group_shapes},
     prefetch::DRAWS_AHEAD_MAX,
@@ -131,29 +132,6 @@ impl Model {
     }
 }
 
-/// The gradients of a step, summed over its micro-batches.
-#[derive(Default)]
-struct Gradients(Option<GradStore>);
-
-impl Gradients {
-    fn add(&mut self, parameters: &Parameters, mut more: GradStore) -> candle_core::Result<()> {
-        let Some(sums) = &mut self.0 else {
-            self.0 = Some(more);
-            return Ok(());
-        };
-        for variable in parameters.groups().values().filter(|group| group.is_variable()) {
-            if let Some(gradient) = more.remove(variable) {
-                let sum = match sums.remove(variable) {
-                    Some(sum) => (sum + gradient)?,
-                    None => gradient,
-                };
-                sums.insert(variable, sum);
-            }
-        }
-        Ok(())
-    }
-}
-
 impl Trainer {
     /// A part at its beginning. `null_text` is the encoding of "", batch 1.
     pub fn new(
@@ -184,6 +162,7 @@ impl Trainer {
             ema_decay: settings.ema_decay,
         };
         let (optimizer, parameters) = Optimizer::new(schedule, parameters, compute_precision(device))?;
+        let parameters = parameters.with_trunk_sum();
         let model = Model::new(&config, &parameters)?;
         let batch = settings.batch.max(1);
         let rule = DrawRule {
@@ -282,7 +261,8 @@ impl Trainer {
         draws: &mut dyn Iterator<Item = Result<Draw, DrawError>>,
     ) -> Result<StepReport, TrainError> {
         let mut durations = StepDurations::default();
-        let (mut gradients, mut losses, mut times) = (Gradients::default(), Vec::new(), Vec::new());
+        let (mut losses, mut times) = (Vec::new(), Vec::new());
+        let mut gradients = Gradients::none(&self.parameters);
         let (batch, due) = (self.rule.batch, self.cursor());
         while times.len() < batch {
             let is_due =
@@ -292,11 +272,11 @@ impl Trainer {
                 other => return Err(TrainError::OutOfStep { due, at: other.map(|draw| draw.step) }),
             };
             let of_draw = timed(&mut durations.forward, || self.losses(&draw))?;
-            timed(&mut durations.backward, || gradients.add(&self.parameters, self.backward(&of_draw)?))?;
+            timed(&mut durations.backward, || gradients.add(self.backward(&of_draw)?))?;
             losses.push(of_draw.detach());
             times.extend(draw.times);
         }
-        let gradients = gradients.0.ok_or(DrawError::NoSamples)?;
+        let gradients = gradients.finish()?.ok_or(DrawError::NoSamples)?;
         let micro_batches = losses.len();
         let (loss_by_time, gradient_norm) = timed(&mut durations.optimizer, || {
             let losses = Tensor::cat(&losses, 0)?;
@@ -337,10 +317,11 @@ impl Trainer {
     pub fn rehearse(&self, data: &dyn BatchSource, samples: usize) -> Result<(), TrainError> {
         let rule = DrawRule { micro_batch: samples, ..self.rule.clone() };
         let draws = Draws::new(&rule, data, self.cursor()).take(DRAWS_AHEAD_MAX + 2).collect::<Result<Vec<_>, _>>()?;
-        let mut gradients = Gradients::default();
+        let mut gradients = Gradients::none(&self.parameters);
         for draw in &draws[..2] {
-            gradients.add(&self.parameters, self.backward(&self.losses(draw)?)?)?;
+            gradients.add(self.backward(&self.losses(draw)?)?)?;
         }
+        gradients.finish()?;
         Ok(())
     }
 

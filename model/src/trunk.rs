@@ -9,6 +9,7 @@ use candle_core::{Result, Tensor};
 
 use crate::{
     fused::{self, Rows, Stage, Sublayer},
+    gradients::TrunkSum,
     parameters::{Parameters, TRUNK},
     sublayers::{CrossAttention, Final, Mlp, SelfAttention},
 };
@@ -36,6 +37,7 @@ struct Block {
 struct Fused {
     stages: Arc<[Stage]>,
     group: Tensor,
+    sum: Option<TrunkSum>,
 }
 
 impl Trunk {
@@ -68,7 +70,8 @@ impl Trunk {
         let blocks = (0..depth).map(block).collect::<Result<Vec<_>>>()?;
         let mut trunk = Self { blocks, last, fused: None };
         if let Some(group) = parameters.group(TRUNK) {
-            trunk.fused = Some(Fused { stages: trunk.stages(parameters, heads)?, group });
+            trunk.fused =
+                Some(Fused { stages: trunk.stages(parameters, heads)?, group, sum: parameters.trunk_sum().cloned() });
         }
         Ok(trunk)
     }
@@ -102,9 +105,9 @@ impl Trunk {
     /// is cross-attention.
     pub(crate) fn forward(&self, x: &Tensor, modulations: &[Tensor], text: Option<&Tensor>) -> Result<Tensor> {
         match &self.fused {
-            Some(Fused { stages, group }) if fused::fits(x) => {
+            Some(Fused { stages, group, sum }) if fused::fits(x) => {
                 let condition: Vec<&Tensor> = modulations.iter().chain(text).collect();
-                fused::apply(stages, x, &Tensor::cat(&condition, 1)?, group)
+                fused::apply(stages, x, &Tensor::cat(&condition, 1)?, group, sum.as_ref())
             }
             _ => self.composed(x, modulations, text),
         }

@@ -53,13 +53,7 @@ impl<'a> Linear<'a> {
 
     /// The gradient of the input from that of the output, `[rows, output]` to `[rows, input]`.
     pub(crate) fn backward(&self, dy: &[f32]) -> Vec<f32> {
-        let mut dx = vec![0.0; dy.len() / self.bias.len() * self.input];
-        MatrixMut::new(&mut dx, self.input).set(
-            Matrix::new(dy, self.bias.len()),
-            Matrix::new(self.weight, self.input),
-            1.0,
-        );
-        dx
+        Matrix::new(dy, self.bias.len()).times(Matrix::new(self.weight, self.input))
     }
 }
 

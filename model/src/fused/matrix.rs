@@ -32,6 +32,18 @@ impl<'a> Matrix<'a> {
         let Self { numbers, rows, columns, row_stride, column_stride } = self;
         Self { numbers, rows: columns, columns: rows, row_stride: column_stride, column_stride: row_stride }
     }
+
+    /// `self b`, row by row.
+    #[expect(unsafe_code, reason = "the result's memory need not be zeroed before it is written")]
+    pub(crate) fn times(self, b: Matrix) -> Vec<f32> {
+        let mut result = Vec::with_capacity(self.rows * b.columns);
+        // SAFETY: the vector has room for the rows, and all of it is written before it is read.
+        unsafe {
+            product(result.as_mut_ptr(), b.columns, self, b, 1.0, false);
+            result.set_len(self.rows * b.columns);
+        }
+        result
+    }
 }
 
 /// A matrix to write to, row by row.
@@ -68,37 +80,45 @@ impl<'a> MatrixMut<'a> {
         self.product(a, b, 1.0, true);
     }
 
-    #[expect(
-        unsafe_code,
-        reason = "the product takes pointers; the shapes are checked here and the strides where views are made"
-    )]
+    #[expect(unsafe_code, reason = "the product takes pointers")]
     fn product(self, a: Matrix, b: Matrix, scale: f32, add: bool) {
-        assert_eq!((self.rows, self.columns, a.columns), (a.rows, b.columns, b.rows), "shapes of a matrix product");
-        // SAFETY: `strided` has checked that every view lies inside its numbers, transposing keeps that, and `self` is borrowed mutably.
-        unsafe {
-            gemm::gemm(
-                self.rows,
-                self.columns,
-                a.columns,
-                self.numbers.as_mut_ptr(),
-                1,
-                self.row_stride as isize,
-                add,
-                a.numbers.as_ptr(),
-                a.column_stride as isize,
-                a.row_stride as isize,
-                b.numbers.as_ptr(),
-                b.column_stride as isize,
-                b.row_stride as isize,
-                1.0f32,
-                scale,
-                false,
-                false,
-                false,
-                // The samples of a batch are shared among threads further up.
-                Parallelism::None,
-            );
-        }
+        assert_eq!((self.rows, self.columns), (a.rows, b.columns), "shape of a matrix product");
+        // SAFETY: `strided` has checked that the view lies inside its numbers, which are borrowed mutably and initialised.
+        unsafe { product(self.numbers.as_mut_ptr(), self.row_stride, a, b, scale, add) }
+    }
+}
+
+/// Writes `scale a b` to the rows at `to`, `row_stride` apart; or adds it, if so told.
+///
+/// # Safety
+/// The rows are this function's alone to write, and initialised if they are added to.
+#[expect(unsafe_code, reason = "the product takes pointers; the views' strides are checked where they are made")]
+unsafe fn product(to: *mut f32, row_stride: usize, a: Matrix, b: Matrix, scale: f32, add: bool) {
+    assert_eq!(a.columns, b.rows, "shapes of a matrix product");
+    // SAFETY: `strided` has checked that both views lie inside their numbers, and transposing keeps that; for the rest the caller vouches.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.columns,
+            a.columns,
+            to,
+            1,
+            row_stride as isize,
+            add,
+            a.numbers.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            b.numbers.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            1.0f32,
+            scale,
+            false,
+            false,
+            false,
+            // The samples of a batch are shared among threads further up.
+            Parallelism::None,
+        );
     }
 }
 
@@ -120,6 +140,7 @@ mod tests {
         assert_eq!(result, [6.0, 12.0, 12.0, 26.0]);
         MatrixMut::new(&mut result, 2).set(view.t(), view, 2.0);
         assert_eq!(result, [20.0, 28.0, 28.0, 40.0]);
+        assert_eq!(view.times(view.t()), [5.0, 11.0, 11.0, 25.0]);
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(crate) use sublayers::{CrossAttention, Final, Mlp, SelfAttention};
 use tile::{Gradients, Tile};
 pub(crate) use vector::{sum, vectorised};
 
+use crate::gradients::TrunkSum;
+
 /// A sublayer over slices.
 pub(crate) trait Sublayer: Send + Sync {
     /// Its name in errors.
@@ -45,8 +47,8 @@ pub(crate) trait Sublayer: Send + Sync {
     /// Numbers in its parameters.
     fn parameter_count(&self, width: usize) -> usize;
 
-    /// Writes the output, residual included, to `out`. What it returns knows the way back.
-    fn forward(&self, tile: Tile, out: &mut [f32]) -> Box<dyn Backward>;
+    /// Appends the output, residual included, to `out`. What it returns knows the way back.
+    fn forward(&self, tile: Tile, out: &mut Vec<f32>) -> Box<dyn Backward>;
 }
 
 /// What the forward pass of a sublayer leaves behind for the backward pass over the same tile.
@@ -79,8 +81,18 @@ pub(crate) fn fits(x: &Tensor) -> bool {
 }
 
 /// Applies `stages` one after the other to `x` `[B,T,W]`, with `condition` `[B,R,W]` and the flat `group` of all parameters. Only the last stage may
-/// change the width.
-pub(crate) fn apply(stages: &Arc<[Stage]>, x: &Tensor, condition: &Tensor, group: &Tensor) -> Result<Tensor> {
+/// change the width. The group's gradient goes to `sum`, where there is one, and else through candle.
+pub(crate) fn apply(
+    stages: &Arc<[Stage]>,
+    x: &Tensor,
+    condition: &Tensor,
+    group: &Tensor,
+    sum: Option<&TrunkSum>,
+) -> Result<Tensor> {
     let differentiable = [x, condition, group].iter().any(|tensor| tensor.track_op() || tensor.is_variable());
-    x.contiguous()?.apply_op3(&condition.contiguous()?, group, Operation::new(stages.clone(), differentiable))
+    x.contiguous()?.apply_op3(
+        &condition.contiguous()?,
+        group,
+        Operation::new(stages.clone(), differentiable, sum.cloned()),
+    )
 }

@@ -32,16 +32,13 @@ impl<'a> Modulation<'a> {
         });
     }
 
-    /// x + gate y, into `out`.
-    pub(crate) fn leave(&self, x: &[f32], y: &[f32], out: &mut [f32]) {
+    /// x + gate y, appended to `out`.
+    pub(crate) fn leave(&self, x: &[f32], y: &[f32], out: &mut Vec<f32>) {
         let gate = self.gate;
-        let width = gate.len();
+        out.reserve(x.len());
         vectorised(|| {
-            let rows = x.chunks_exact(width).zip(y.chunks_exact(width)).zip(out.chunks_exact_mut(width));
-            for ((x, y), out) in rows {
-                for index in 0..width {
-                    out[index] = x[index] + gate[index] * y[index];
-                }
+            for (x, y) in x.chunks_exact(gate.len()).zip(y.chunks_exact(gate.len())) {
+                out.extend(x.iter().zip(y).zip(gate).map(|((x, y), gate)| x + gate * y));
             }
         });
     }

@@ -13,7 +13,10 @@ use super::{
     tile::{Gradients, Shape, Tile},
     vector::vectorised,
 };
-use crate::host::{numbers, with_numbers};
+use crate::{
+    gradients::TrunkSum,
+    host::{numbers, with_numbers},
+};
 
 /// Rows that go through a sublayer together: enough for a matrix product to run at its full speed, few enough for the cache.
 const TILE_ROWS: usize = 512;
@@ -25,6 +28,8 @@ pub(super) struct Operation {
     stages: Arc<[Stage]>,
     /// What the forward pass leaves to the backward pass; none where no gradient will be asked for.
     kept: Option<Mutex<Option<Vec<Share>>>>,
+    /// Where the group's gradient goes, if not through candle.
+    sum: Option<TrunkSum>,
 }
 
 /// A thread's share of the batch, after the forward pass.
@@ -101,8 +106,8 @@ impl Rows {
 }
 
 impl Operation {
-    pub(super) fn new(stages: Arc<[Stage]>, differentiable: bool) -> Self {
-        Self { stages, kept: differentiable.then(Mutex::default) }
+    pub(super) fn new(stages: Arc<[Stage]>, differentiable: bool, sum: Option<TrunkSum>) -> Self {
+        Self { stages, kept: differentiable.then(Mutex::default), sum }
     }
 
     /// Checks that the shapes fit the stages.
@@ -154,14 +159,14 @@ impl Operation {
         for stage in self.stages.iter() {
             let rows = stage.condition.of(input.rows);
             let output_width = stage.sublayer.output_width(width);
-            let mut next = vec![0.0; h.len() / width * output_width];
-            let tiles = h.chunks(tile_rows * width).zip(next.chunks_mut(tile_rows * output_width));
-            let forward = |(number, (x, out)): (usize, (&[f32], &mut [f32]))| {
+            let mut next = Vec::with_capacity(h.len() / width * output_width);
+            let forward = |(number, x): (usize, &[f32])| {
                 let condition = &input.condition_of(&rows, number * tile_samples, tile_samples);
                 let shape = Shape { tokens: input.tokens, condition: rows.len(), width };
-                stage.sublayer.forward(Tile { shape, group: &input.group[stage.parameters.clone()], x, condition }, out)
+                let tile = Tile { shape, group: &input.group[stage.parameters.clone()], x, condition };
+                stage.sublayer.forward(tile, &mut next)
             };
-            let tiles = tiles.enumerate().map(forward);
+            let tiles = h.chunks(tile_rows * width).enumerate().map(forward);
             match &self.kept {
                 Some(_) => kept.push(Kept { tiles: tiles.collect(), input: h }),
                 None => tiles.for_each(drop),
@@ -172,13 +177,13 @@ impl Operation {
         Share { samples, stages: kept }
     }
 
-    /// Takes the gradient of a share's output back through the stages.
-    fn backward(&self, input: Input, share: Share, gradient: &[f32]) -> ShareGradients {
+    /// Takes the gradient of a share's output back through the stages; the group's is added to `dgroup`.
+    fn backward(&self, input: Input, share: Share, gradient: &[f32], mut dgroup: Vec<f32>) -> ShareGradients {
         let input = input.of(&share.samples);
         let (tile_samples, width) = (input.tile_samples(), input.width);
         let tile_rows = tile_samples * input.tokens;
         let mut gradient = gradient.to_vec();
-        let (mut dcondition, mut dgroup) = (vec![0.0; input.condition.len()], vec![0.0; input.group.len()]);
+        let mut dcondition = vec![0.0; input.condition.len()];
         for (stage, kept) in self.stages.iter().zip(share.stages).rev() {
             let rows = stage.condition.of(input.rows);
             let output_width = stage.sublayer.output_width(width);
@@ -260,11 +265,14 @@ impl CustomOp3 for Operation {
         let read = |[x_numbers, condition_numbers, group, gradient]: [&[f32]; 4]| {
             let input = self.input((x_numbers, x.dims()), (condition_numbers, condition.dims()), group)?;
             let sample = gradient.len() / input.samples();
-            let back = |share: Share| {
+            // The first share adds to what earlier passes gave.
+            let mut sums: Vec<Option<Vec<f32>>> = shares.iter().map(|_| None).collect();
+            sums[0] = self.sum.as_ref().and_then(TrunkSum::take);
+            let back = |(share, sum): (Share, Option<Vec<f32>>)| {
                 let gradient = &gradient[share.samples.start * sample..share.samples.end * sample];
-                self.backward(input, share, gradient)
+                self.backward(input, share, gradient, sum.unwrap_or_else(|| vec![0.0; group.len()]))
             };
-            Ok(shares.into_par_iter().with_max_len(1).map(back).collect())
+            Ok(shares.into_par_iter().zip(sums).with_max_len(1).map(back).collect())
         };
         let gradients: Vec<ShareGradients> = with_numbers([x, condition, group, gradient], read)?;
         let (mut dx, mut dcondition, mut dgroups) = (Vec::new(), Vec::new(), Vec::new());
@@ -274,11 +282,14 @@ impl CustomOp3 for Operation {
             dgroups.push(share.group);
         }
         let tensor = |numbers: Vec<f32>, like: &Tensor| Tensor::from_vec(numbers, like.shape(), like.device());
-        Ok((
-            Some(tensor(dx.concat(), x)?),
-            Some(tensor(dcondition.concat(), condition)?),
-            Some(tensor(total(dgroups), group)?),
-        ))
+        let dgroup = match &self.sum {
+            Some(sum) => {
+                sum.put(total(dgroups));
+                None
+            }
+            None => Some(tensor(total(dgroups), group)?),
+        };
+        Ok((Some(tensor(dx.concat(), x)?), Some(tensor(dcondition.concat(), condition)?), dgroup))
     }
 }
 

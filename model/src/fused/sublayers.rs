@@ -43,7 +43,7 @@ impl Sublayer for SelfAttention {
         attention::parameter_count(width)
     }
 
-    fn forward(&self, tile: Tile, out: &mut [f32]) -> Box<dyn Backward> {
+    fn forward(&self, tile: Tile, out: &mut Vec<f32>) -> Box<dyn Backward> {
         let Shape { width, tokens, .. } = tile.shape;
         let attention = Attention { heads: self.heads, width, tokens, context: tokens };
         let h = tile.enter();
@@ -80,11 +80,11 @@ impl Sublayer for CrossAttention {
         attention::parameter_count(width)
     }
 
-    fn forward(&self, tile: Tile, out: &mut [f32]) -> Box<dyn Backward> {
+    fn forward(&self, tile: Tile, out: &mut Vec<f32>) -> Box<dyn Backward> {
         let Shape { width, tokens, condition } = tile.shape;
         let attention = Attention { heads: self.heads, width, tokens, context: condition };
         let (y, saved) = attention.forward(tile.group, tile.x, tile.condition);
-        vectorised(|| out.iter_mut().zip(tile.x).zip(&y).for_each(|((out, x), y)| *out = x + y));
+        vectorised(|| out.extend(tile.x.iter().zip(&y).map(|(x, y)| x + y)));
         Box::new(CrossAttentionBackward(attention, saved))
     }
 }
@@ -121,7 +121,7 @@ impl Sublayer for Mlp {
         linear::size(width, 4 * width) + linear::size(4 * width, width)
     }
 
-    fn forward(&self, tile: Tile, out: &mut [f32]) -> Box<dyn Backward> {
+    fn forward(&self, tile: Tile, out: &mut Vec<f32>) -> Box<dyn Backward> {
         let (inner, outer) = Self::layers(tile.group, tile.shape.width);
         let before = inner.forward(&tile.enter());
         let after: Vec<f32> = vectorised(|| before.iter().map(|u| gelu(*u)).collect());
@@ -180,9 +180,9 @@ impl Sublayer for Final {
         linear::size(width, self.output)
     }
 
-    fn forward(&self, tile: Tile, out: &mut [f32]) -> Box<dyn Backward> {
+    fn forward(&self, tile: Tile, out: &mut Vec<f32>) -> Box<dyn Backward> {
         let (layer, _) = Linear::split(tile.group, tile.shape.width, self.output);
-        out.copy_from_slice(&layer.forward(&tile.enter()));
+        out.extend(layer.forward(&tile.enter()));
         Box::new(FinalBackward { output: self.output })
     }
 }

@@ -59,10 +59,9 @@ impl<'a> Tile<'a> {
         h
     }
 
-    /// x + gate y, into `out`.
-    pub(crate) fn leave(&self, y: &[f32], out: &mut [f32]) {
-        let rows = y.chunks_exact(self.rows()).zip(out.chunks_exact_mut(self.rows()));
-        for ((x, modulation), (y, out)) in self.modulated().zip(rows) {
+    /// x + gate y, appended to `out`.
+    pub(crate) fn leave(&self, y: &[f32], out: &mut Vec<f32>) {
+        for ((x, modulation), y) in self.modulated().zip(y.chunks_exact(self.rows())) {
             modulation.leave(x, y, out);
         }
     }
