@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, io::Write};
 
 use candle_core::{Device, Tensor};
+use pulp::bytemuck::cast_slice;
 use safetensors::{
     Dtype, SafeTensors,
     tensor::{Metadata, TensorInfo},
@@ -77,17 +78,12 @@ pub(crate) fn header(shapes: &Shapes) -> Result<Vec<u8>, CheckpointError> {
     Ok([&(text.len() as u64).to_le_bytes()[..], &text].concat())
 }
 
-/// Writes numbers as they stand in a checkpoint.
+/// Writes numbers as they stand in a checkpoint, little endian.
 pub(crate) fn write_numbers(numbers: &[f32], out: &mut impl Write) -> std::io::Result<()> {
-    const BLOCK: usize = 4096;
-    let mut bytes = [0; 4 * BLOCK];
-    for block in numbers.chunks(BLOCK) {
-        for (bytes, number) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(block) {
-            *bytes = number.to_le_bytes();
-        }
-        out.write_all(&bytes[..4 * block.len()])?;
+    if cfg!(target_endian = "little") {
+        return out.write_all(cast_slice(numbers));
     }
-    Ok(())
+    numbers.iter().try_for_each(|number| out.write_all(&number.to_le_bytes()))
 }
 
 /// Reads tensors of exactly these names and shapes, f32 and finite. Nothing is allocated by what the bytes claim.
