@@ -1,6 +1,7 @@
 //! The driver: feeds the agent what happened and carries out what it decides, in order.
 
 mod report;
+mod training;
 
 use std::{collections::HashMap, time::Instant};
 
@@ -13,20 +14,17 @@ use paris_protocol::{
     part::Part,
     signed::Verified,
 };
-use tokio::{
-    sync::mpsc,
-    task::{AbortHandle, JoinSet},
-};
+use tokio::{sync::mpsc, task::JoinSet};
+use training::Training;
 
 use super::{
     Call, Machine, NodeError, Room,
     blob_work::BlobWork,
     keeping::Keeping,
     recipe,
-    trainer::{self, Job, TrainerEvent, TrainerHandle},
+    trainer::{Job, TrainerEvent},
 };
 use crate::{
-    history::{EventName, Line},
     memory::Memory,
     network::{Network, NetworkEvent},
     store::{Database, DatabaseError, HeldOutLoss},
@@ -45,14 +43,6 @@ enum Done {
     Fetched { id: CheckpointId, state: bool, outcome: Result<(), FetchFailure> },
     Stored { part: Part, made: Option<Made> },
     Prepared { part: Part, job: Result<Box<Job>, String> },
-}
-
-/// A part in training here.
-enum Training {
-    /// Its data is being fetched and decoded.
-    Preparing(AbortHandle),
-    /// Its thread runs.
-    Running(TrainerHandle),
 }
 
 pub(super) struct Driver {
@@ -197,15 +187,14 @@ impl Driver {
                 self.database.forget(run, id)?;
                 self.work.forget(id);
             }
-            Action::Train { part, from } => self.prepare(part, from),
-            Action::Stop(part) => match self.training.get(&part) {
-                Some(Training::Running(trainer)) => trainer.stop(),
-                Some(Training::Preparing(task)) => {
-                    task.abort();
-                    self.training.remove(&part);
+            Action::Train { part, from } => {
+                if !self.end_training(part, Some(from)) {
+                    self.prepare(part, from);
                 }
-                None => {}
-            },
+            }
+            Action::Stop(part) => {
+                self.end_training(part, None);
+            }
             Action::Halt(halt) => return Err(halt.into()),
         }
         Ok(())
@@ -218,18 +207,6 @@ impl Driver {
             let id = checkpoint.id();
             Done::Fetched { id, state, outcome: work.fetch_checkpoint(&checkpoint, state, providers).await }
         });
-    }
-
-    /// Gathers what training a part takes, then starts its thread.
-    fn prepare(&mut self, part: Part, from: Option<CheckpointId>) {
-        let from = from.and_then(|id| self.agent.register().checkpoint(part, id)).cloned();
-        let peers: Vec<_> = self.agent.peers().keys().copied().collect();
-        let (work, me) = (self.work.clone(), self.agent.id());
-        let task = self.tasks.spawn(async move {
-            let job = work.job(part, from, me, &peers).await.map(Box::new).map_err(|error| format!("{error:#}"));
-            Done::Prepared { part, job }
-        });
-        self.training.insert(part, Training::Preparing(task));
     }
 
     fn on_network(&mut self, event: NetworkEvent) {
@@ -274,21 +251,10 @@ impl Driver {
             }
             // A finished part stays owned: its owner goes on to serve its last checkpoint.
             TrainerEvent::Ended(part) => {
-                self.training.remove(&part);
-                self.keeping.leave(part);
+                self.training_ended(part);
             }
             TrainerEvent::Failed(part, error) => self.training_failed(part, &format!("training failed: {error}")),
         }
-    }
-
-    /// A part cannot be trained here, or no more: others may try.
-    fn training_failed(&mut self, part: Part, reason: &str) {
-        tracing::error!("{part}: {reason}");
-        self.training.remove(&part);
-        self.keeping.leave(part);
-        let step = self.agent.progress(part).map_or(0, |progress| progress.step);
-        self.keeping.write(part, Line::event(EventName::Failed, step, reason));
-        self.agent.trainer_failed(self.now(), part);
     }
 
     fn on_done(&mut self, done: Done) -> Result<(), NodeError> {
@@ -316,23 +282,6 @@ impl Driver {
             Done::Prepared { part, job } => self.start_training(part, job),
         }
         Ok(())
-    }
-
-    fn start_training(&mut self, part: Part, job: Result<Box<Job>, String>) {
-        if !matches!(self.training.get(&part), Some(Training::Preparing(_))) {
-            return;
-        }
-        let started = job.and_then(|job| {
-            let places = self.keeping.places.clone();
-            let started = trainer::start(*job, places, self.memory.clone(), self.to_driver.clone());
-            started.map_err(|error| error.to_string())
-        });
-        match started {
-            Ok(handle) => {
-                self.training.insert(part, Training::Running(handle));
-            }
-            Err(error) => self.training_failed(part, &format!("training cannot begin: {error}")),
-        }
     }
 
     fn on_call(&mut self, call: Option<Call>) {
