@@ -42,5 +42,6 @@ mod sublayers;
 pub mod text;
 pub mod trainer;
 mod trunk;
+mod vector;
 
 pub use candle_core::{Device, Tensor};

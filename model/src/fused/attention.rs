@@ -3,8 +3,8 @@
 use super::{
     linear::{self, Linear, LinearGradient},
     matrix::{Matrix, MatrixMut},
-    vector::{exp, greatest, replace_and_sum, sum2, vectorised},
 };
+use crate::vector::{exp, greatest, replace_and_sum, sum2, vectorised};
 
 /// The shapes of an attention.
 #[derive(Clone, Copy)]
@@ -110,11 +110,12 @@ impl Attention {
                 Matrix::strided(&key_value[own_context + self.width + column..], self.context, size, 2 * self.width);
             MatrixMut::new(scores, self.context).set(query, key.t(), self.scale());
             let start = (sample * self.heads + head) * self.tokens;
-            exponentials(scores, self.context, factors, &mut log_sums[start..start + self.tokens]);
+            let log_sums = &mut log_sums[start..start + self.tokens];
+            vectorised!(exponentials::<FMA>(scores, self.context, factors, log_sums));
             let mixed = &mut mixed[own + column..];
             MatrixMut::strided(mixed, self.tokens, size, self.width).set(Matrix::new(scores, self.context), value, 1.0);
             // A head has fewer columns than the softmax: its denominators are paid here.
-            vectorised(|| {
+            vectorised!({
                 for (mixed, factor) in mixed.chunks_mut(self.width).zip(&*factors) {
                     mixed[..size].iter_mut().for_each(|it| *it *= factor);
                 }
@@ -145,18 +146,11 @@ impl Attention {
 
             MatrixMut::new(weights, context).set(query, key.t(), self.scale());
             MatrixMut::new(dscores, context).set(dmixed_of_head, value.t(), 1.0);
-            vectorised(|| {
-                let rows = weights.chunks_exact_mut(context).zip(dscores.chunks_exact_mut(context));
-                for (token, (weights, dscores)) in rows.enumerate() {
-                    let place = own + token * width..own + token * width + size;
-                    // sum_j w_j dw_j, by the mixed values instead of over the context.
-                    let along = sum2(&saved.mixed[place.clone()], &dmixed[place], |o, g| o * g);
-                    for (weight, dscore) in weights.iter_mut().zip(dscores) {
-                        *weight = exp(*weight - log_sums[token]);
-                        *dscore = *weight * (*dscore - along);
-                    }
-                }
-            });
+            vectorised!(weights_and_gradients::<FMA>(weights, dscores, context, |token| {
+                let place = own + token * width..own + token * width + size;
+                // sum_j w_j dw_j, by the mixed values instead of over the context.
+                (log_sums[token], sum2(&saved.mixed[place.clone()], &dmixed[place], |o, g| o * g))
+            }));
             let (weights, dscores) = (Matrix::new(weights, context), Matrix::new(dscores, context));
             MatrixMut::strided(&mut dquery[own..], tokens, size, width).set(dscores, key, self.scale());
             MatrixMut::strided(&mut dkey_value[own_key..], context, size, 2 * width).set(
@@ -174,13 +168,31 @@ impl Attention {
 }
 
 /// The softmax of each row of `scores`, in place, without its denominator; and of that the reciprocal and the logarithm.
-fn exponentials(scores: &mut [f32], row_len: usize, factors: &mut [f32], log_sums: &mut [f32]) {
-    vectorised(|| {
-        for ((row, factor), log_sum) in scores.chunks_exact_mut(row_len).zip(factors).zip(log_sums) {
-            let shift = greatest(row);
-            let denominator = replace_and_sum(row, |score| exp(score - shift));
-            *factor = 1.0 / denominator;
-            *log_sum = shift + denominator.ln();
+#[inline(always)]
+fn exponentials<const FMA: bool>(scores: &mut [f32], row_len: usize, factors: &mut [f32], log_sums: &mut [f32]) {
+    for ((row, factor), log_sum) in scores.chunks_exact_mut(row_len).zip(factors).zip(log_sums) {
+        let shift = greatest(row);
+        let denominator = replace_and_sum(row, |score| exp::<FMA>(score - shift));
+        *factor = 1.0 / denominator;
+        *log_sum = shift + denominator.ln();
+    }
+}
+
+/// From rows of scores and of the weights' gradients to the weights, exp(score - log_sum), and the scores' gradients, weight (gradient - along); `of_row`
+/// gives the two numbers of a row.
+#[inline(always)]
+fn weights_and_gradients<const FMA: bool>(
+    scores: &mut [f32],
+    gradients: &mut [f32],
+    row_len: usize,
+    of_row: impl Fn(usize) -> (f32, f32),
+) {
+    let rows = scores.chunks_exact_mut(row_len).zip(gradients.chunks_exact_mut(row_len));
+    for (row, (scores, gradients)) in rows.enumerate() {
+        let (log_sum, along) = of_row(row);
+        for (score, gradient) in scores.iter_mut().zip(gradients) {
+            *score = exp::<FMA>(*score - log_sum);
+            *gradient = *score * (*gradient - along);
         }
-    });
+    }
 }

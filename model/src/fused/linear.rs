@@ -1,9 +1,7 @@
 //! A linear layer over slices: x W^T + b and its backward.
 
-use super::{
-    matrix::{Matrix, MatrixMut},
-    vector::vectorised,
-};
+use super::matrix::{Matrix, MatrixMut};
+use crate::vector::vectorised;
 
 /// A linear layer inside a group of parameters: the bias, then the weight.
 #[derive(Clone, Copy)]
@@ -76,7 +74,7 @@ impl<'a> LinearGradient<'a> {
     /// Adds what `x` `[rows, input]` and the output's gradient `[rows, output]` give.
     pub(crate) fn add(&mut self, x: &[f32], dy: &[f32]) {
         let output = self.bias.len();
-        vectorised(|| {
+        vectorised!({
             for row in dy.chunks_exact(output) {
                 for (sum, dy) in self.bias.iter_mut().zip(row) {
                     *sum += dy;

@@ -12,7 +12,6 @@ mod modulation;
 mod operation;
 mod sublayers;
 mod tile;
-mod vector;
 
 use std::{ops::Range, sync::Arc};
 
@@ -22,7 +21,6 @@ pub(crate) use matrix::{Matrix, MatrixMut};
 use operation::Operation;
 pub(crate) use sublayers::{CrossAttention, Final, Mlp, SelfAttention};
 use tile::{Gradients, Tile};
-pub(crate) use vector::{sum, vectorised};
 
 use crate::gradients::TrunkSum;
 

@@ -1,7 +1,7 @@
 //! What surrounds a modulated sublayer: LN(x) (1 + scale) + shift before it, x + gate y after it.
 
-use super::vector::{sum, sum2, vectorised};
 use crate::sublayers::LAYER_NORM_EPSILON;
+use crate::vector::{sum, sum2, vectorised};
 
 /// Shift, scale and, where a residual is gated, gate of one sample.
 #[derive(Clone, Copy)]
@@ -23,7 +23,7 @@ impl<'a> Modulation<'a> {
     pub(crate) fn enter(&self, x: &[f32], h: &mut Vec<f32>) {
         let Self { shift, scale, .. } = *self;
         h.reserve(x.len());
-        vectorised(|| {
+        vectorised!({
             for x in x.chunks_exact(shift.len()) {
                 let (mean, deviation) = statistics(x);
                 let numbers = x.iter().zip(scale).zip(shift);
@@ -36,7 +36,7 @@ impl<'a> Modulation<'a> {
     pub(crate) fn leave(&self, x: &[f32], y: &[f32], out: &mut Vec<f32>) {
         let gate = self.gate;
         out.reserve(x.len());
-        vectorised(|| {
+        vectorised!({
             for (x, y) in x.chunks_exact(gate.len()).zip(y.chunks_exact(gate.len())) {
                 out.extend(x.iter().zip(y).zip(gate).map(|((x, y), gate)| x + gate * y));
             }
@@ -49,7 +49,7 @@ impl<'a> Modulation<'a> {
         let width = gate.len();
         let dgate = &mut dm[2 * width..];
         dy.reserve(y.len());
-        vectorised(|| {
+        vectorised!({
             for (y, gradient) in y.chunks_exact(width).zip(gradient.chunks_exact(width)) {
                 dy.extend(gradient.iter().zip(gate).map(|(gradient, gate)| gradient * gate));
                 for ((dgate, gradient), y) in dgate.iter_mut().zip(gradient).zip(y) {
@@ -66,7 +66,7 @@ impl<'a> Modulation<'a> {
         let width = scale.len();
         let (dshift, rest) = dm.split_at_mut(width);
         let dscale = &mut rest[..width];
-        vectorised(|| {
+        vectorised!({
             let rows = x.chunks_exact(width).zip(dh.chunks_exact(width)).zip(dx.chunks_exact_mut(width));
             let mut dn = vec![0.0; width];
             for ((x, dh), dx) in rows {

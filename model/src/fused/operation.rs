@@ -11,8 +11,8 @@ use rayon::prelude::*;
 use super::{
     Backward, Rows, Stage,
     tile::{Gradients, Shape, Tile},
-    vector::vectorised,
 };
+use crate::vector::vectorised;
 use crate::{
     gradients::TrunkSum,
     host::{numbers, with_numbers},
@@ -316,5 +316,5 @@ fn total(vectors: Vec<Vec<f32>>) -> Vec<f32> {
 
 /// a += b
 pub(super) fn add(a: &mut [f32], b: &[f32]) {
-    vectorised(|| a.iter_mut().zip(b).for_each(|(a, b)| *a += b));
+    vectorised!(a.iter_mut().zip(b).for_each(|(a, b)| *a += b));
 }

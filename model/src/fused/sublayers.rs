@@ -6,8 +6,8 @@ use super::{
     linear::{self, Linear, LinearGradient},
     operation::add,
     tile::{Gradients, Shape, Tile},
-    vector::{gelu, gelu_with_derivative, vectorised},
 };
+use crate::vector::{gelu, gelu_with_derivative, vectorised};
 
 /// x + gate Attention(LN(x) (1 + scale) + shift); the condition is shift, scale and gate.
 pub(crate) struct SelfAttention {
@@ -84,7 +84,7 @@ impl Sublayer for CrossAttention {
         let Shape { width, tokens, condition } = tile.shape;
         let attention = Attention { heads: self.heads, width, tokens, context: condition };
         let (y, saved) = attention.forward(tile.group, tile.x, tile.condition);
-        vectorised(|| out.extend(tile.x.iter().zip(&y).map(|(x, y)| x + y)));
+        vectorised!(out.extend(tile.x.iter().zip(&y).map(|(x, y)| x + y)));
         Box::new(CrossAttentionBackward(attention, saved))
     }
 }
@@ -124,7 +124,8 @@ impl Sublayer for Mlp {
     fn forward(&self, tile: Tile, out: &mut Vec<f32>) -> Box<dyn Backward> {
         let (inner, outer) = Self::layers(tile.group, tile.shape.width);
         let before = inner.forward(&tile.enter());
-        let after: Vec<f32> = vectorised(|| before.iter().map(|u| gelu(*u)).collect());
+        let mut after = before.clone();
+        vectorised!(gelus::<FMA>(&mut after));
         let y = outer.forward(&after);
         tile.leave(&y, out);
         Box::new(MlpBackward(before, y))
@@ -140,17 +141,26 @@ impl Backward for MlpBackward {
         let (mut douter, _) = LinearGradient::split(rest, 4 * width, width);
         let dy = tile.leave_backward(&y, gradient, into.condition);
         let mut dbefore = outer.backward(&dy);
-        vectorised(|| {
-            for (before, dbefore) in before.iter_mut().zip(dbefore.iter_mut()) {
-                let (value, derivative) = gelu_with_derivative(*before);
-                *before = value;
-                *dbefore *= derivative;
-            }
-        });
+        vectorised!(gelus_backward::<FMA>(&mut before, &mut dbefore));
         let after = before;
         douter.add(&after, &dy);
         dinner.add(&tile.enter(), &dbefore);
         tile.enter_backward(&inner.backward(&dbefore), into.x, into.condition);
+    }
+}
+
+#[inline(always)]
+fn gelus<const FMA: bool>(numbers: &mut [f32]) {
+    numbers.iter_mut().for_each(|u| *u = gelu::<FMA>(*u));
+}
+
+/// Replaces each number by its GELU, and scales its gradient by the derivative.
+#[inline(always)]
+fn gelus_backward<const FMA: bool>(numbers: &mut [f32], gradients: &mut [f32]) {
+    for (number, gradient) in numbers.iter_mut().zip(gradients) {
+        let (value, derivative) = gelu_with_derivative::<FMA>(*number);
+        *number = value;
+        *gradient *= derivative;
     }
 }
 

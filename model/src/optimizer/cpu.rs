@@ -10,10 +10,10 @@ use rayon::prelude::*;
 
 use super::{BETA1, BETA2, EPSILON, Failure, Schedule, Update, numbers};
 use crate::{
-    fused::{sum, vectorised},
     host::{self, with_numbers},
     parameters::Parameters,
     state::{Kind, Source, State},
+    vector::{sum, vectorised},
 };
 
 /// AdamW over groups of parameters. No weight decay, as in DiT.
@@ -124,9 +124,8 @@ const SHARE: usize = 1 << 16;
 /// The sum of squares, in f64 between blocks that f32 adds well. The same on any number of threads.
 fn square_sum(numbers: &[f32]) -> f64 {
     const BLOCK: usize = 256;
-    let of_share = |share: &[f32]| -> f64 {
-        vectorised(|| share.chunks(BLOCK).map(|block| f64::from(sum(block, |x| x * x))).sum())
-    };
+    let of_share =
+        |share: &[f32]| -> f64 { vectorised!(share.chunks(BLOCK).map(|block| f64::from(sum(block, |x| x * x))).sum()) };
     let shares: Vec<f64> = numbers.par_chunks(SHARE).map(of_share).collect();
     shares.iter().sum()
 }
@@ -160,7 +159,7 @@ impl UpdateGroup<'_> {
     ) {
         let (beta1, beta2, epsilon) = (BETA1 as f32, BETA2 as f32, EPSILON as f32);
         let Update { rate, second_scale, keep } = *self.update;
-        vectorised(|| {
+        vectorised!({
             let kept = values.iter_mut().zip(average);
             for (((value, average), (first, second)), gradient) in kept.zip(first.iter_mut().zip(second)).zip(gradient)
             {
