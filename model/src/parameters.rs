@@ -99,7 +99,6 @@ impl Parameters {
             {
                 group[place.start..][..numbers.len()].copy_from_slice(&numbers);
             }
-            Ok(())
         })?;
         let tensor = |(group, numbers): (String, Vec<f32>)| {
             let length = numbers.len();

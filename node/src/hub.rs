@@ -139,6 +139,9 @@ impl Hub {
                 return Err(HubError::Layout { repository: repository.clone(), missing: needed });
             }
         }
+        if info.sha.is_empty() || !info.sha.bytes().all(|letter| letter.is_ascii_hexdigit()) {
+            return Err(failed(repository, format!("the hub names the version {:?}, which is no hash", info.sha)));
+        }
         // All files of one version, whatever is published meanwhile.
         let version = Repo::with_revision(repository.id(), RepoType::Model, info.sha.clone());
         let (here, there) = (self.cache.repo(version.clone()), self.api.repo(version));
