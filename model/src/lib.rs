@@ -25,6 +25,7 @@ pub mod grid;
 mod host;
 pub mod hub;
 pub mod image_codec;
+pub mod objective;
 mod operations;
 pub mod optimizer;
 pub mod parameters;

@@ -8,6 +8,7 @@ use paris_model::{
     config::{ExpertConfig, PartConfig, RouterConfig, Shapes},
     expert::Expert,
     hub::{CodecSource, Exported, ExportedPart, Published, TextSource, export},
+    objective::Objective,
     parameters::Parameters,
     random::Stream,
     router::Router,
@@ -39,7 +40,7 @@ fn exported<C>(folder: &Path, name: &str, config: C, shapes: &Shapes, seed: u64)
     let bytes = checkpoint::write(&tensors(shapes, seed)).unwrap();
     let (weights, hash) = (folder.join(name), blake3::hash(&bytes));
     fs::write(&weights, bytes).unwrap();
-    ExportedPart { config, weights, hash }
+    ExportedPart { config, objective: Objective::Velocity, weights, hash }
 }
 
 /// A run's mixture as it lies on a node's disk.
@@ -126,10 +127,13 @@ fn an_export_is_whole_or_absent_and_overwrites_nothing() {
 
     // What an interrupted export left is no hindrance, nor is an empty folder.
     mixture.experts[1].hash = blake3::hash(&fs::read(&mixture.experts[1].weights).unwrap());
+    mixture.experts[2].objective = Objective::Epsilon;
     fs::create_dir_all(partial.join("expert_0")).unwrap();
     fs::create_dir(&out).unwrap();
     export(&out, &mixture).unwrap();
     assert!(!partial.exists());
+    let objectives: Vec<_> = Published::open(&out).unwrap().experts.iter().map(|it| it.objective).collect();
+    assert_eq!(objectives, [Objective::Velocity, Objective::Velocity, Objective::Epsilon]);
     let said = export(&out, &mixture).unwrap_err().to_string();
     assert!(said.contains("nothing is overwritten"), "{said}");
 }

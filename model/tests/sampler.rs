@@ -3,6 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 use paris_model::{
     batch::Text,
+    objective::EpsilonField,
     sampler::{
         Calibration, Field, Guidance, Mixture, Posterior, Reroute, Routing, SampleSettings, Shelf, ShelfUse, Solver,
         Trace, sample,
@@ -309,4 +310,48 @@ fn a_trace_tells_every_steps_weights() {
     }
     let svg = trace.svg(&["a <red> heart", "a & b"]);
     assert!(svg.contains("0: a &lt;red> heart") && svg.contains("1: a &amp; b") && svg.contains("expert 2"), "{svg}");
+}
+
+/// The same Gaussian as an expert that predicts the noise of the cosine schedule.
+struct NoiseOf(Gaussian);
+
+impl Field for NoiseOf {
+    fn velocity(&self, x: &Tensor, t: &Tensor, _text: &Tensor) -> Result<Tensor> {
+        pointwise(x, t, |x, s| {
+            let angle = |s: f64| ((s + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos();
+            let alpha = angle(s) / angle(0.0);
+            let sigma = (1.0 - alpha * alpha).sqrt();
+            // E[eps | x], x = alpha x_0 + sigma eps.
+            let Gaussian { mean, deviation } = self.0;
+            sigma * (x - alpha * mean) / ((alpha * deviation).powi(2) + sigma * sigma)
+        })
+    }
+}
+
+#[test]
+fn an_expert_that_predicts_noise_draws_what_one_that_predicts_velocity_draws() {
+    let one = Gaussian { mean: 1.5, deviation: 0.5 };
+    let text = captions(&[0.0; 30]);
+    let points = [-1.0f32, 0.2, 1.4, 3.0];
+    let x = Tensor::from_slice(&points, (4, 1, 1, 1), &Device::Cpu).unwrap();
+    let converted = EpsilonField(NoiseOf(one));
+    for t in [0.02, 0.3, 0.6, 0.9, 0.98] {
+        let time = Tensor::full((1000.0 * t) as f32, 4, &Device::Cpu).unwrap();
+        let found = converted.velocity(&x, &time, &captions(&[0.0; 4]).tokens).unwrap();
+        for (point, found) in points.iter().zip(found.flatten_all().unwrap().to_vec1::<f32>().unwrap()) {
+            let expected = one.velocity(f64::from(*point), t);
+            assert!((f64::from(found) - expected).abs() < 2e-4, "at {point}, {t}: {found}, not {expected}");
+        }
+    }
+    // Alone, and in a mixture beside experts that predict velocities.
+    let [first, _, last] = CLUSTERS.map(|it| Some(Box::new(it) as Box<dyn Field>));
+    let noise = |it: Gaussian| Some(Box::new(EpsilonField(NoiseOf(it))) as Box<dyn Field>);
+    let alone = Mixture { experts: vec![noise(one)], ..mixture(&[], false) };
+    let mixed = Mixture { experts: vec![first, noise(CLUSTERS[1]), last], ..mixture(&[], true) };
+    let settings = || SampleSettings { steps: 30, ..settings(Routing::Full, 1.0) };
+    for (found, expected) in [(alone, mixture(&[Some(one)], false)), (mixed, mixture(&CLUSTERS.map(Some), true))] {
+        let (found, expected) = (draw(&found, &text, settings()), draw(&expected, &text, settings()));
+        let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 2e-2, "{worst}");
+    }
 }

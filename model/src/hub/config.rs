@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     config::{ExpertConfig, RouterConfig},
+    objective::Objective,
     preset::TEXT_TOKENS,
     tensor_file::TensorFile,
 };
@@ -46,6 +47,8 @@ pub(super) struct PartFields {
     /// Ours: width of the pooled caption that the router reads; none in published folders.
     #[serde(skip_serializing_if = "Option::is_none")]
     caption_embed_dim: Option<usize>,
+    /// Ours: what an expert predicts; the velocity in published folders.
+    pub(super) objective: Objective,
 }
 
 /// The folder's config: what its models learnt with.
@@ -71,7 +74,7 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
 }
 
 impl PartFields {
-    pub(super) fn of_expert(config: &ExpertConfig) -> Self {
+    pub(super) fn of_expert(config: &ExpertConfig, objective: Objective) -> Self {
         Self {
             hidden_size: Some(config.width),
             num_layers: Some(config.depth),
@@ -85,6 +88,7 @@ impl PartFields {
             cfg_dropout_prob: Some(CAPTION_DROP),
             sample_size: Some(config.size),
             text_tokens: Some(config.text_tokens),
+            objective,
             ..Self::default()
         }
     }

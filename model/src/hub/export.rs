@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     config::{ExpertConfig, RouterConfig},
+    objective::Objective,
     sampler::Calibration,
 };
 
@@ -39,6 +40,8 @@ pub struct Exported {
 pub struct ExportedPart<C> {
     /// The shapes.
     pub config: C,
+    /// What it predicts; of a router it says nothing.
+    pub objective: Objective,
     /// The file.
     pub weights: PathBuf,
     /// The BLAKE3 of its bytes, which are copied as they are.
@@ -62,7 +65,12 @@ struct Index {
 pub fn export(folder: &Path, mixture: &Exported) -> Result<(), HubError> {
     write_whole(folder, |folder| {
         for (cluster, part) in mixture.experts.iter().enumerate() {
-            write_part(&folder.join(expert(cluster)), EXPERT_WEIGHTS, &PartFields::of_expert(&part.config), part)?;
+            write_part(
+                &folder.join(expert(cluster)),
+                EXPERT_WEIGHTS,
+                &PartFields::of_expert(&part.config, part.objective),
+                part,
+            )?;
         }
         let router = folder.join(ROUTER);
         write_part(&router, ROUTER_WEIGHTS, &PartFields::of_router(&mixture.router.config), &mixture.router)?;

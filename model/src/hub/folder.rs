@@ -45,7 +45,7 @@ fn beside(folder: &Path) -> Result<PathBuf, HubError> {
     Ok(partial)
 }
 
-/// Copies the files of a folder, and of those in it, as links to the same bytes where the disk can.
+/// Copies the files of a folder, as links to the same bytes where the disk can. Folders in it are left out: the layout has none.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<(), HubError> {
     fs::create_dir_all(to).map_err(io_error(to))?;
     for entry in fs::read_dir(from).map_err(io_error(from))? {
@@ -53,9 +53,8 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<(), HubError> {
         // Through links, as caches of downloads have them.
         let source = from.join(&name);
         let source = source.canonicalize().map_err(io_error(source))?;
-        match source.is_dir() {
-            true => copy(&source, &to.join(name))?,
-            false => link_or_copy(&source, &to.join(name))?,
+        if source.is_file() {
+            link_or_copy(&source, &to.join(name))?;
         }
     }
     Ok(())

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     checkpoint::CheckpointError,
     config::{ExpertConfig, PartConfig, RouterConfig},
+    objective::Objective,
     parameters::Parameters,
     sampler::Calibration,
     tensor_file::TensorFile,
@@ -47,6 +48,8 @@ pub struct Published {
 pub struct PublishedPart<C> {
     /// The shapes.
     pub config: C,
+    /// What it predicts; of a router it says nothing.
+    pub objective: Objective,
     /// The weights.
     pub weights: TensorFile,
 }
@@ -254,7 +257,7 @@ fn part<C: Clone>(
         return None;
     }
     file.differences(&part.shapes()).into_iter().for_each(|problem| say(weights, problem));
-    Some(PublishedPart { config, weights: file })
+    Some(PublishedPart { config, objective: fields.objective, weights: file })
 }
 
 fn calibration(folder: &Path, problems: &mut Vec<String>) -> Option<Calibration> {

@@ -11,6 +11,7 @@ use paris_model::{
     config::{ExpertConfig, PartConfig, RouterConfig},
     expert::Expert,
     hub::{CodecSource, Exported, ExportedPart, TextSource, export},
+    objective::Objective,
     parameters::Parameters,
     router::Router,
     sampler::Calibration,
@@ -101,7 +102,8 @@ impl Assembled {
         let device = place.device.clone();
         let load = move |cluster: usize| {
             let (config, weights) = experts[cluster].as_ref().context("it is missing")?;
-            Ok(Expert::new(config, &weights.read(&PartConfig::Expert(config.clone()), &device)?)?)
+            let parameters = weights.read(&PartConfig::Expert(config.clone()), &device)?;
+            Ok(Objective::Velocity.field(Expert::new(config, &parameters)?))
         };
         let ingredients = Ingredients {
             shape: (channels, size, size),
@@ -125,10 +127,10 @@ impl Assembled {
         let mut experts: Vec<ExportedPart<ExpertConfig>> = Vec::new();
         let mut router: Option<ExportedPart<RouterConfig>> = None;
         for (part, assembled) in &self.parts {
-            let (weights, hash) = (path(assembled)?, assembled.weights.parse()?);
+            let (weights, hash, objective) = (path(assembled)?, assembled.weights.parse()?, Objective::Velocity);
             match recipe::part_config(&self.manifest, *part) {
-                PartConfig::Expert(config) => experts.push(ExportedPart { config, weights, hash }),
-                PartConfig::Router(config) => router = Some(ExportedPart { config, weights, hash }),
+                PartConfig::Expert(config) => experts.push(ExportedPart { config, objective, weights, hash }),
+                PartConfig::Router(config) => router = Some(ExportedPart { config, objective, weights, hash }),
             }
         }
         let router = router.context("the run has no router")?;

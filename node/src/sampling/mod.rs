@@ -35,7 +35,7 @@ struct Ingredients {
     /// The configs of the experts by cluster; none of one that is missing.
     experts: Vec<Option<PartConfig>>,
     /// Reads the expert of a cluster.
-    load: Box<dyn Fn(usize) -> anyhow::Result<Expert>>,
+    load: Box<dyn Fn(usize) -> anyhow::Result<Box<dyn Field>>>,
     router: Option<Router>,
     calibration: Option<Calibration>,
     text: TextSource,
@@ -63,7 +63,8 @@ impl Drawing {
                 experts: experts.iter().map(|it| Some(PartConfig::Expert(it.config.clone()))).collect(),
                 router: Some(Router::new(&router.config, &router.parameters(&device)?)?),
                 load: Box::new(move |cluster| {
-                    Ok(Expert::new(&experts[cluster].config, &experts[cluster].parameters(&device)?)?)
+                    let part = &experts[cluster];
+                    Ok(part.objective.field(Expert::new(&part.config, &part.parameters(&device)?)?))
                 }),
                 calibration,
                 text,
@@ -82,8 +83,7 @@ impl Drawing {
         let sizes = experts.iter().map(|config| config.as_ref().map(bytes)).collect();
         let shelf = Shelf::new(sizes, memory_bytes.saturating_sub(router_bytes), move |cluster| {
             let expert = load(cluster).with_context(|| format!("expert {cluster}"));
-            let expert = expert.map_err(|error| candle_core::Error::Msg(format!("{error:#}")))?;
-            Ok(Box::new(expert) as Box<dyn Field>)
+            expert.map_err(|error| candle_core::Error::Msg(format!("{error:#}")))
         });
         let mixture = Mixture {
             shape,
