@@ -67,7 +67,7 @@ impl fmt::Display for Repository {
 
 /// A mixture that cannot be downloaded.
 #[derive(Debug, thiserror::Error)]
-pub enum HubError {
+pub enum DownloadError {
     /// The hub cannot be reached, or refuses.
     #[error(
         "{repository} cannot be downloaded: {error}.\nWhat is here already is kept, and the same command goes on from there. Without a way to the hub: on a \
@@ -123,7 +123,7 @@ impl Hub {
     ///
     /// # Errors
     /// If files are missing and cannot be had, or the repository holds no mixture. What was downloaded stays, and is gone on with the next time.
-    pub fn download(&self, repository: &Repository) -> Result<Downloaded, HubError> {
+    pub fn download(&self, repository: &Repository) -> Result<Downloaded, DownloadError> {
         let newest = self.api.repo(main(repository)).info();
         let info = match (newest, self.cache.repo(main(repository)).get("config.json")) {
             (Ok(info), _) => info,
@@ -136,7 +136,7 @@ impl Hub {
         let files: BTreeSet<_> = info.siblings.into_iter().map(|it| it.rfilename).filter(|it| is_read(it)).collect();
         for needed in ["config.json", "expert_0/config.json", "router/config.json"] {
             if !files.contains(needed) {
-                return Err(HubError::Layout { repository: repository.clone(), missing: needed });
+                return Err(DownloadError::Layout { repository: repository.clone(), missing: needed });
             }
         }
         if info.sha.is_empty() || !info.sha.bytes().all(|letter| letter.is_ascii_hexdigit()) {
@@ -167,8 +167,8 @@ fn main(repository: &Repository) -> Repo {
     Repo::new(repository.id(), RepoType::Model)
 }
 
-fn failed(repository: &Repository, error: String) -> HubError {
-    HubError::Download { repository: repository.clone(), error }
+fn failed(repository: &Repository, error: String) -> DownloadError {
+    DownloadError::Download { repository: repository.clone(), error }
 }
 
 /// A file, asked for again when the line broke. The client's own retries lose their place when the first of them fails at once, so they are not used.

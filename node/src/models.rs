@@ -115,3 +115,23 @@ fn is_name(text: &str) -> bool {
     let known = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
     !text.starts_with('.') && !text.is_empty() && text.len() <= 100 && text.chars().all(known)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mixture_that_is_nowhere_is_answered_with_those_that_are_here() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = DataDir::new(root.path());
+        let said = |text: &str| text.parse::<ModelSource>().unwrap().open(&dir).unwrap_err().to_string();
+        assert!(said("hearts").contains("there are: none"), "{}", said("hearts"));
+        // A folder of that name that holds something else is told as such.
+        for name in ["boats", "stars", ".half.partial"] {
+            fs::create_dir_all(dir.models_path().join(name)).unwrap();
+        }
+        assert!(said("hearts").contains("there are: boats, stars)"), "{}", said("hearts"));
+        assert!(said("boats").contains("expert_0/: is missing"), "{}", said("boats"));
+        assert!("hub:paris".parse::<ModelSource>().unwrap_err().contains("hub:OWNER/NAME"));
+    }
+}

@@ -4,7 +4,7 @@ mod assembled;
 
 use std::{fmt, rc::Rc};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use paris_model::{
     Device, Tensor,
     config::PartConfig,
@@ -91,7 +91,10 @@ impl Drawing {
             router: router.map(|it| Box::new(it) as Box<dyn Posterior>),
             calibration,
         };
-        Ok(Self { mixture, shelf, text: text_encoder(&text)?, codec: image_codec(&codec)?, device })
+        let (text, codec) = (text_encoder(&text)?, image_codec(&codec)?);
+        let (drawn, decoded) = (shape.0, codec.channels());
+        ensure!(drawn == decoded, "the mixture draws {drawn} channels, and its image codec takes {decoded}");
+        Ok(Self { mixture, shelf, text, codec, device })
     }
 
     /// Believes the router as far as these temperatures say, instead of what was published with it.
