@@ -4,7 +4,9 @@ mod asked;
 mod bench;
 mod data;
 mod exit;
+mod export;
 mod history;
+mod import;
 mod init;
 mod join;
 mod manifest;
@@ -61,6 +63,8 @@ enum Command {
     Sample(sample::Sample),
     #[command(subcommand)]
     Mixture(mixture::MixtureCommand),
+    Export(export::Export),
+    Import(import::Import),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
 }
@@ -89,6 +93,8 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             Command::History(command) => command.run(&dir).await,
             Command::Sample(command) => command.run(dir).await,
             Command::Mixture(command) => command.run(&dir).await,
+            Command::Export(command) => command.run(&dir).await,
+            Command::Import(command) => tokio::task::block_in_place(|| command.run(&dir)),
             Command::Bench(command) => command.run(),
         }
     });
