@@ -79,7 +79,7 @@ fn clusters_are_balanced_and_every_sample_is_in_exactly_one_shard() {
         for (path, _) in shards(folder.path(), &prepared, side) {
             let shard = Shard::read(&std::fs::read(path).unwrap()).unwrap();
             assert!(shard.len() <= 50);
-            for (picture, caption) in shard.pixels().chunks_exact(32 * 32 * 3).zip(shard.captions()) {
+            for (picture, caption) in shard.pictures().chunks_exact(32 * 32 * 3).zip(shard.captions()) {
                 *left.get_mut(&(picture.to_vec(), caption.clone())).expect("a sample of the source") -= 1;
                 pictures.insert(picture.to_vec());
             }
@@ -184,7 +184,7 @@ fn batches_hold_what_the_shards_hold() {
     let image =
         batch.images.get(1).unwrap().permute((1, 2, 0)).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let back: Vec<u8> = image.iter().map(|value| ((value + 1.0) * 127.5).round() as u8).collect();
-    assert_eq!(back, first.pixels()[..32 * 32 * 3]);
+    assert_eq!(back, first.pictures()[..32 * 32 * 3]);
     assert!(image.iter().all(|value| (-1.0..=1.0).contains(value)));
     assert_eq!(data.caption(0).unwrap().as_ref(), Some(&first.captions()[0]));
     assert_eq!((data.label(last), data.label(data.len())), (Some(3), None));
