@@ -30,6 +30,7 @@ pub mod parameters;
 pub mod parity;
 pub mod peak;
 pub mod prefetch;
+pub mod pretrained;
 pub mod random;
 pub mod report;
 pub mod router;
