@@ -1,22 +1,20 @@
 //! From an assembly's files to pictures.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use anyhow::{Context, bail};
 use paris_model::{
     Device, Tensor,
     config::PartConfig,
     expert::Expert,
-    image_codec::{ImageCodec, Pixels},
     parameters::Parameters,
     router::Router,
     sampler::{Mixture, SampleSettings, sample},
-    text::TextEncoder,
 };
 use paris_protocol::{codec::Wire, hash::Hash, manifest::Manifest, mixture::Mixture as Record, part::Part};
 
 use crate::{
-    hex,
+    encoders, hex,
     runtime::{AssembledPart, Assembly, recipe},
 };
 
@@ -68,11 +66,6 @@ impl Drawing {
         Ok(Self { manifest, mixture, device, used, missing, record })
     }
 
-    /// Width and height of the pictures.
-    pub fn size(&self) -> usize {
-        self.manifest.image.size.into()
-    }
-
     /// The record of the checkpoints that are drawn with.
     pub fn record(&self) -> &Record {
         &self.record
@@ -90,17 +83,20 @@ impl Drawing {
         text
     }
 
-    /// Draws a picture a caption, `[captions, 3, size, size]` in -1..1.
+    /// Draws a picture a caption, `[captions, 3, size, size]` in -1..1. The run's encoders are read from the folder `encoders`.
     pub fn draw(
         &self,
         captions: &[&str],
         settings: &SampleSettings,
+        encoders: &Path,
         progress: &mut dyn FnMut(usize, usize),
     ) -> anyhow::Result<Tensor> {
-        let encoder = recipe::text_encoder(&self.manifest);
+        // Both first: a missing file is said before time goes into drawing.
+        let encoder = encoders::text_encoder(&self.manifest, encoders, &self.device)?;
+        let codec = encoders::image_codec(&self.manifest, encoders, &self.device)?;
         let (text, null) = (encoder.encode(captions, &self.device)?, encoder.encode(&[""], &self.device)?);
         let latents = sample(&self.mixture, &text, &null, settings, progress)?;
-        Ok(Pixels.decode(&latents.to_device(&Device::Cpu)?)?)
+        Ok(codec.decode(&latents)?.to_device(&Device::Cpu)?)
     }
 }
 

@@ -71,3 +71,30 @@ impl Filter {
         rows.broadcast_matmul(&narrowed)?.reshape((batch, channels, height, width))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(filter: Filter, from: &[f32], to: usize) -> Vec<f32> {
+        let picture = Tensor::from_slice(from, (1, 1, 1, from.len()), &Device::Cpu).unwrap();
+        filter.resize(&picture, 1, to).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn near(found: &[f32], expected: &[f32]) {
+        let close = found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-5);
+        assert!(found.len() == expected.len() && close, "{found:?} instead of {expected:?}");
+    }
+
+    /// Expected numbers from PyTorch's `interpolate(align_corners=False)`.
+    #[test]
+    fn rows_scale_as_in_pytorch() {
+        let ramp = [0.0, 1.0, 4.0, 9.0, 16.0, 25.0];
+        near(&row(Filter::Linear, &ramp, 3), &[1.0, 7.0, 18.857143]);
+        near(&row(Filter::LinearOfTwo, &ramp, 4), &[0.25, 3.25, 10.75, 22.75]);
+        near(&row(Filter::Cubic, &ramp, 3), &[0.410042, 6.530534, 19.970711]);
+        near(&row(Filter::CubicOfFour, &ramp, 4), &[0.121094, 2.828125, 10.796875, 23.207031]);
+        near(&row(Filter::Linear, &[1.0, 3.0], 4), &[1.0, 1.5, 2.5, 3.0]);
+        near(&row(Filter::Cubic, &[5.0; 4], 7), &[5.0; 7]);
+    }
+}

@@ -78,7 +78,7 @@ impl ImageCodec for Vae {
                 pictures.dims()
             );
         }
-        let moments = self.encoder.forward(pictures)?;
+        let moments = one_by_one(pictures, |picture| self.encoder.forward(picture))?;
         let means = (moments.narrow(1, 0, self.channels)? * LATENT_SCALE)?;
         // The variance of a scaled number is scaled by the square.
         let log_variances = (moments.narrow(1, self.channels, self.channels)? + 2.0 * LATENT_SCALE.ln())?;
@@ -86,8 +86,15 @@ impl ImageCodec for Vae {
     }
 
     fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        self.decoder.forward(&(latents / LATENT_SCALE)?)
+        one_by_one(&(latents / LATENT_SCALE)?, |latent| self.decoder.forward(latent))
     }
+}
+
+/// Applies `network` to one picture of a batch after the other: each takes a hundred megabytes and more on its way, and candle-transformers' attention
+/// block is wrong for more (candle 0.11 multiplies a transposed batch by one matrix as if its rows lay one after the other).
+fn one_by_one(batch: &Tensor, network: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let parts = (0..batch.dim(0)?).map(|picture| network(&batch.narrow(0, picture, 1)?));
+    Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
 }
 
 fn conv(inputs: usize, outputs: usize, vs: VarBuilder) -> Result<Conv2d> {

@@ -5,7 +5,7 @@
   fixtures.py vocabulary BPE.txt.gz DIR    writes DIR/{vocab.json,merges.txt,tokenizer.json,prompts.json} from OpenAI's merges, as they are
                                            in the package open_clip_torch, to check the tokenizer on the real vocabulary
 
-Weights are not stored: both sides compute them from their names (`numbers` below, and `recipe.rs`). A fixture holds outputs, and names and shapes of the
+Weights are not stored: both sides compute them from their names (`numbers` below, and `fixture.rs`). A fixture holds outputs, and names and shapes of the
 weights as its library has them. Needs from PyPI: torch, transformers, diffusers, tokenizers, safetensors. Made with the versions that it prints.
 """
 import gzip, json, sys, tempfile

@@ -4,20 +4,23 @@ use std::{net::Ipv4Addr, path::PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use paris_model::data::{Prepared, ShardInfo, prepared::FILE_NAME};
+use paris_model::{
+    data::{Prepared, Shard, ShardInfo, prepared::FILE_NAME},
+    text::TextEncoder,
+};
 use paris_protocol::{
     codec::Wire,
     identity::NodeId,
-    manifest::{
-        Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training, Transformer,
-    },
+    manifest::{self, Admission, Cluster, Image, ImageCodec, Manifest, Ownership, TextShape, Training, Transformer},
     part::Part,
     ticket::Ticket,
 };
 
+use super::encoders::TextChoice;
 use crate::{
     api::Client,
     blobs::{Blobs, BlobsConfig},
+    encoders,
     runtime::{MANIFEST_TAG, recipe, shard_tag},
     sampling::manifest_from_hex,
     store::{DataDir, Database},
@@ -69,12 +72,15 @@ pub(super) struct New {
     /// A router that does not read the caption, as published. It cannot follow a prompt from pure noise.
     #[arg(long, help_heading = "Models")]
     router_without_caption: bool,
-    /// Tokens of an encoded caption.
-    #[arg(long, default_value_t = 8, help_heading = "Models")]
-    text_tokens: u16,
-    /// Numbers of a token.
-    #[arg(long, default_value_t = 64, help_heading = "Models")]
-    text_width: u16,
+    /// What encodes captions. Every node of the run needs its files; the manifest names them by hash.
+    #[arg(long, value_enum, default_value_t = TextChoice::Hashed, help_heading = "Models")]
+    text: TextChoice,
+    /// Tokens of an encoded caption: 8 if not given, 32 for minilm; those of clip are fixed.
+    #[arg(long, help_heading = "Models")]
+    text_tokens: Option<u16>,
+    /// Numbers of a token: 64 if not given; those of clip and minilm are fixed.
+    #[arg(long, help_heading = "Models")]
+    text_width: Option<u16>,
 
     /// Samples a step.
     #[arg(long, default_value_t = 32, help_heading = "Training")]
@@ -147,16 +153,17 @@ impl New {
             );
         }
         let prepared = Prepared::read(&self.data)?;
-        let manifest = self.manifest(&prepared, dir.keypair()?.id())?;
+        let text = self.text.open(&dir.encoders_path(), self.text_tokens, self.text_width)?;
+        let image = self.image(&prepared)?;
+        let manifest = self.manifest(&prepared, image, &*text, dir.keypair()?.id())?;
         manifest.check()?;
         for part in manifest.parts() {
             recipe::part_config(&manifest, part).validate().with_context(|| format!("the {part} cannot be built"))?;
         }
         let (run, bytes) = (manifest.id()?, manifest.to_bytes()?);
-        let size = usize::from(manifest.image.size);
         for info in shards(&prepared) {
-            let shard = paris_model::data::Shard::read(&info.load(&self.data)?)?;
-            if (shard.len(), shard.height(), shard.width()) != (info.samples, size, size) {
+            let shard = Shard::read(&info.load(&self.data)?)?;
+            if shard.len() != info.samples || image_of(&shard)? != image {
                 bail!(
                     "{} says of shard {} what is not in it: it was changed by hand. Run `paris-node data prepare` again",
                     self.data.join(FILE_NAME).display(),
@@ -187,7 +194,20 @@ impl New {
         Ok(())
     }
 
-    fn manifest(&self, prepared: &Prepared, organiser: NodeId) -> anyhow::Result<Manifest> {
+    /// The shape of what experts learn, as the first shard has it.
+    fn image(&self, prepared: &Prepared) -> anyhow::Result<Image> {
+        let first = shards(prepared).next().context("the prepared data hold no shard")?;
+        image_of(&Shard::read(&first.load(&self.data)?)?)
+    }
+
+    fn manifest(
+        &self,
+        prepared: &Prepared,
+        image: Image,
+        text: &dyn TextEncoder,
+        organiser: NodeId,
+    ) -> anyhow::Result<Manifest> {
+        let encoders = encoders::named(&text.identity(), &prepared.codec)?;
         let shards = |shards: &[ShardInfo]| shards.iter().map(shard).collect::<anyhow::Result<Vec<_>>>();
         let clusters = prepared
             .clusters
@@ -203,10 +223,10 @@ impl New {
             steps: self.steps,
         };
         Ok(Manifest {
-            version: MANIFEST_VERSION,
+            version: encoders.version(),
             name: self.name.clone(),
-            image: Image { channels: 3, size: u16::try_from(prepared.settings.size)? },
-            text: TextShape { tokens: self.text_tokens, width: self.text_width },
+            image,
+            text: TextShape { tokens: u16::try_from(text.tokens())?, width: u16::try_from(text.width())? },
             expert: Transformer { width: self.width, depth: self.depth, heads: self.heads, patch: self.patch },
             router: Transformer {
                 width: self.router_width,
@@ -229,6 +249,7 @@ impl New {
                 replicas: self.replicas,
             },
             admission: self.admission(organiser),
+            encoders,
         })
     }
 
@@ -248,19 +269,32 @@ fn shards(prepared: &Prepared) -> impl Iterator<Item = &ShardInfo> {
     prepared.clusters.iter().flat_map(|cluster| cluster.train.iter().chain(&cluster.held_out))
 }
 
-fn shard(info: &ShardInfo) -> anyhow::Result<Shard> {
-    Ok(Shard { hash: info.hash.parse()?, bytes: info.bytes, samples: u32::try_from(info.samples)? })
+/// The shape of what a shard holds.
+fn image_of(shard: &Shard) -> anyhow::Result<Image> {
+    let (height, width) = (shard.height(), shard.width());
+    if height != width {
+        bail!("a shard holds pictures of {height} x {width}, and experts learn squares");
+    }
+    Ok(Image { channels: u16::try_from(shard.encoding().channels())?, size: u16::try_from(height)? })
+}
+
+fn shard(info: &ShardInfo) -> anyhow::Result<manifest::Shard> {
+    Ok(manifest::Shard { hash: info.hash.parse()?, bytes: info.bytes, samples: u32::try_from(info.samples)? })
 }
 
 fn summary(manifest: &Manifest) -> String {
     let samples: u64 = manifest.clusters.iter().flat_map(|it| &it.train).map(|shard| u64::from(shard.samples)).sum();
     let parameters = |part| recipe::part_config(manifest, part).parameter_count();
+    let Image { channels, size } = manifest.image;
+    let pictures = match manifest.encoders.image {
+        ImageCodec::Pixels => format!("{samples} training pictures of {size}x{size}"),
+        ImageCodec::Vae { .. } => format!("{samples} training pictures as latents of {channels}x{size}x{size}"),
+    };
     format!(
-        "{} experts of {} parameters, a router of {}, {samples} training pictures of {size}x{size}",
+        "{} experts of {} parameters, a router of {}, {pictures}",
         manifest.clusters.len(),
         parameters(Part::Expert(0)),
         parameters(Part::Router),
-        size = manifest.image.size,
     )
 }
 
@@ -280,7 +314,7 @@ impl Inspect {
         println!("run    {} {:?}", manifest.id()?.0, manifest.name);
         println!("models {}", summary(&manifest));
         for (number, cluster) in manifest.clusters.iter().enumerate() {
-            let count = |shards: &[Shard]| shards.iter().map(|shard| shard.samples).sum::<u32>();
+            let count = |shards: &[manifest::Shard]| shards.iter().map(|shard| shard.samples).sum::<u32>();
             let (train, held_out) = (count(&cluster.train), count(&cluster.held_out));
             println!("data   cluster {number}: {train} pictures to train on, {held_out} held out");
         }

@@ -95,10 +95,10 @@ impl Sample {
         let captions: Vec<&str> = self.prompts.iter().flat_map(|prompt| vec![prompt.as_str(); self.n]).collect();
         // Drawing keeps the processor busy for seconds: the runtime's threads go on meanwhile.
         let pictures = tokio::task::block_in_place(|| {
-            drawing.draw(&captions, &settings, &mut |step, _| bar.set_position(step as u64))
+            drawing.draw(&captions, &settings, &dir.encoders_path(), &mut |step, _| bar.set_position(step as u64))
         })?;
         bar.finish_and_clear();
-        Grid { columns: self.n, ..Grid::fitting(captions.len(), drawing.size()) }.write_png(&out, &pictures)?;
+        Grid { columns: self.n, ..Grid::fitting(captions.len(), pictures.dim(2)?) }.write_png(&out, &pictures)?;
         println!("{}", out.display());
         Ok(())
     }

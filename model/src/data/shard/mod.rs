@@ -14,6 +14,7 @@ mod layout;
 
 use std::{io::Read, ops::Range};
 
+use candle_core::{Device, Tensor};
 use safetensors::{
     SafeTensorError,
     tensor::{Dtype, TensorView, serialize},
@@ -23,6 +24,8 @@ pub use encoding::{CHANNELS_MAX, Encoding, LOG_VARIANCE_MAX, moment_bytes};
 pub use file::{ShardFile, ShardFileError};
 use layout::{Layout, check_extent};
 
+use crate::image_codec::ImageCodec;
+
 /// Largest header that is parsed, in bytes. A real one takes about 200.
 pub const HEADER_BYTES_MAX: usize = 1 << 20;
 /// Longest caption in a shard, in bytes.
@@ -31,6 +34,9 @@ pub const CAPTION_BYTES_MAX: usize = 4096;
 pub const SAMPLES_MAX: usize = 1 << 20;
 /// Largest height or width of a picture in a shard, in pixels; of a latent, in its positions.
 pub const SIDE_MAX: usize = 4096;
+
+/// Pictures that a codec encodes at once: an autoencoder takes 100 MB and more for each.
+const PICTURES_A_CALL: usize = 8;
 
 const CAPTIONS: &str = "captions";
 const CAPTION_ENDS: &str = "caption_ends";
@@ -112,6 +118,28 @@ impl Shard {
             )));
         }
         Ok(Self { encoding, height, width, pictures, captions })
+    }
+
+    /// The same samples as `codec` keeps them: a shard of pixels becomes one of latents, or stays as it is.
+    pub fn encode(self, codec: &dyn ImageCodec) -> candle_core::Result<Self> {
+        let (mut moments, mut shape) = (Vec::new(), None);
+        for pictures in self.pictures.chunks(PICTURES_A_CALL * self.encoding.bytes(self.height, self.width)) {
+            let (mut values, mut spread) = (Vec::new(), Vec::new());
+            for picture in pictures.chunks(self.encoding.bytes(self.height, self.width)) {
+                self.encoding.decode(picture, &mut values, &mut spread);
+            }
+            if !spread.is_empty() {
+                candle_core::bail!("this shard holds latents already");
+            }
+            let pictures = Tensor::from_vec(values, ((), 3, self.height, self.width), &Device::Cpu)?;
+            let Some(encoded) = codec.moments(&pictures)? else { return Ok(self) };
+            let (_, numbers, height, width) = encoded.dims4()?;
+            shape = Some((numbers / 2, height, width));
+            moments.extend(moment_bytes(&encoded)?);
+        }
+        let (channels, height, width) = shape.ok_or_else(|| candle_core::Error::msg("a shard without samples"))?;
+        let encoding = Encoding::Moments { channels };
+        Self::encoded(encoding, height, width, moments, self.captions).map_err(candle_core::Error::wrap)
     }
 
     /// Number of samples, at least one.
