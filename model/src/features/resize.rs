@@ -92,7 +92,7 @@ mod tests {
         let ramp = [0.0, 1.0, 4.0, 9.0, 16.0, 25.0];
         near(&row(Filter::Linear, &ramp, 3), &[1.0, 7.0, 18.857143]);
         near(&row(Filter::LinearOfTwo, &ramp, 4), &[0.25, 3.25, 10.75, 22.75]);
-        near(&row(Filter::Cubic, &ramp, 3), &[0.410042, 6.530534, 19.970711]);
+        near(&row(Filter::Cubic, &ramp, 3), &[0.410042, 6.530534, 19.97071]);
         near(&row(Filter::CubicOfFour, &ramp, 4), &[0.121094, 2.828125, 10.796875, 23.207031]);
         near(&row(Filter::Linear, &[1.0, 3.0], 4), &[1.0, 1.5, 2.5, 3.0]);
         near(&row(Filter::Cubic, &[5.0; 4], 7), &[5.0; 7]);
