@@ -92,8 +92,8 @@ impl Drawing {
         progress: &mut dyn FnMut(usize, usize),
     ) -> anyhow::Result<Tensor> {
         // Both first: a missing file is said before time goes into drawing.
-        let encoder = encoders::text_encoder(&self.manifest, encoders, &self.device)?;
-        let codec = encoders::image_codec(&self.manifest, encoders, &self.device)?;
+        let encoder = encoders::text_encoder(self.manifest.encoders.text, self.manifest.text, encoders, &self.device)?;
+        let codec = encoders::image_codec(self.manifest.encoders.image, self.manifest.image, encoders, &self.device)?;
         let (text, null) = (encoder.encode(captions, &self.device)?, encoder.encode(&[""], &self.device)?);
         let latents = sample(&self.mixture, &text, &null, settings, progress)?;
         Ok(codec.decode(&latents)?.to_device(&Device::Cpu)?)

@@ -108,3 +108,25 @@ pub(super) struct Norm {
     pub(super) shift: Tensor,
     pub(super) epsilon: f64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Stream;
+
+    #[test]
+    fn each_channel_is_convolved_as_candle_does() {
+        let mut numbers = Stream::seeded(0, "convolution");
+        for (height, width) in [(7, 5), (6, 8), (1, 3), (2, 1)] {
+            let x = numbers.normal_tensor((2, 3, height, width), &Device::Cpu).unwrap();
+            let kernels = numbers.normal_tensor((3, 1, 3, 3), &Device::Cpu).unwrap();
+            for stride in [1, 2] {
+                let found = each_channel(&x, &kernels, (1, 1), stride).unwrap();
+                let expected = x.conv2d(&kernels, 1, stride, 1, 3).unwrap();
+                assert_eq!(found.dims(), expected.dims());
+                let apart = (found - expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+                assert!(apart.to_scalar::<f32>().unwrap() < 1e-5, "{height} x {width} by {stride}");
+            }
+        }
+    }
+}

@@ -29,6 +29,21 @@ fn both_ways_equal_diffusers() {
     equal("pictures", &decoded, &fixture.outputs["pictures"], 1e-5);
 }
 
+/// Files that `diffusers` wrote in its first year, sd-vae-ft-mse among them, name the attention's matrices otherwise.
+#[test]
+fn the_names_of_older_files_are_read_too() {
+    let mut fixture = Fixture::read("vae");
+    let renamed = [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")];
+    let old = |name: String| {
+        renamed.iter().fold(name, |name, (new, old)| name.replace(&format!(".{new}."), &format!(".{old}.")))
+    };
+    fixture.weights = fixture.weights.into_iter().map(|(name, weight)| (old(name), weight)).collect();
+    assert!(fixture.weights.contains_key("encoder.mid_block.attentions.0.query.weight"));
+    let vae = Vae::load(&fixture.files(Network::Vae, Vec::new()), &Device::Cpu).unwrap();
+    let latents = (numbers("latents", &[2, 4, 6, 4]) * (4.0 * LATENT_SCALE)).unwrap();
+    equal("pictures", &vae.decode(&latents).unwrap(), &fixture.outputs["pictures"], 1e-5);
+}
+
 #[test]
 fn pictures_that_do_not_fit_are_refused() {
     let zeros = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();

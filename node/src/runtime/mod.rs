@@ -309,7 +309,7 @@ impl Node {
         let capacity = config.capacity.unwrap_or(manifest.clusters.len() as u16 + 1);
         let text = match capacity {
             0 => None,
-            _ => Some(read_text_encoder(manifest.clone(), &config).await?),
+            _ => Some(read_text_encoder(&manifest, &config).await?),
         };
         let room = Room { path: config.dir.root().to_owned(), reserve: config.disk_reserve };
         // One part will do to begin with: the driver looks again as parts come.
@@ -381,9 +381,10 @@ impl Room {
 }
 
 /// The run's text encoder, so that missing files are said now, not when a part is to be trained. CLIP takes a second or two.
-async fn read_text_encoder(manifest: Arc<Manifest>, config: &NodeConfig) -> Result<Arc<dyn TextEncoder>, NodeError> {
+async fn read_text_encoder(manifest: &Manifest, config: &NodeConfig) -> Result<Arc<dyn TextEncoder>, NodeError> {
+    let (named, shape) = (manifest.encoders.text, manifest.text);
     let (folder, device) = (config.dir.encoders_path(), config.device.open_to_train()?);
-    let read = tokio::task::spawn_blocking(move || encoders::text_encoder(&manifest, &folder, &device));
+    let read = tokio::task::spawn_blocking(move || encoders::text_encoder(named, shape, &folder, &device));
     Ok(read.await.map_err(|_| NodeError::Stopped)??)
 }
 
