@@ -4,7 +4,7 @@
 use candle_core::{Device, Tensor};
 
 use crate::{
-    batch::{Batch, BatchSource, Text},
+    batch::{Batch, BatchSource, Text, noise_like},
     random::Stream,
     shuffle::Shuffle,
 };
@@ -48,7 +48,7 @@ pub struct Draw {
     pub step: u64,
     /// Samples of the step that come before these.
     pub first: usize,
-    /// The samples, with dropped captions replaced.
+    /// The samples, with latents drawn from their distribution and dropped captions replaced.
     pub batch: Batch,
     /// Noise of the pictures' shape.
     pub noise: Tensor,
@@ -70,6 +70,7 @@ pub struct Draws<'a> {
 /// The random numbers of one step. They go on from one micro-batch to the next, so that the cut changes nothing.
 struct Streams {
     captions: Stream,
+    latents: Stream,
     times: Stream,
     noise: Stream,
 }
@@ -77,7 +78,12 @@ struct Streams {
 impl Streams {
     fn new(key: &[u8; 32], step: u64) -> Self {
         let stream = |purpose| Stream::new(key, purpose, step);
-        Self { captions: stream("caption-drop"), times: stream("time"), noise: stream("noise") }
+        Self {
+            captions: stream("caption-drop"),
+            latents: stream("latent"),
+            times: stream("time"),
+            noise: stream("noise"),
+        }
     }
 }
 
@@ -98,6 +104,7 @@ impl<'a> Draws<'a> {
         let (step, first) = (self.step, self.taken);
         let count = self.rule.micro_batch.clamp(1, self.rule.batch - first);
         let batch = self.data.batch(&self.due(first, count), &Device::Cpu)?;
+        let batch = batch.drawn(|_, numbers| self.streams.latents.normals(numbers))?;
         let batch = drop_captions(batch, self.rule, &mut self.streams.captions)?;
         let times = (0..count).map(|_| self.streams.times.uniform()).collect();
         let noise = noise_like(&batch.images, |_, numbers| self.streams.noise.normals(numbers))?;
@@ -144,17 +151,6 @@ impl Draw {
     pub fn is_empty(&self) -> bool {
         self.times.is_empty()
     }
-}
-
-/// Noise of the shape of `images`; `normals` gives the numbers of a sample, as many as it is asked for.
-pub(crate) fn noise_like(
-    images: &Tensor,
-    mut normals: impl FnMut(usize, usize) -> Vec<f32>,
-) -> candle_core::Result<Tensor> {
-    let samples = images.dim(0)?;
-    let numbers = images.elem_count() / samples.max(1);
-    let noise = (0..samples).flat_map(|sample| normals(sample, numbers)).collect();
-    Tensor::from_vec(noise, images.shape(), images.device())
 }
 
 /// Replaces a share of the captions by the null text.

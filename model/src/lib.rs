@@ -34,6 +34,7 @@ pub mod parity;
 pub mod peak;
 pub mod prefetch;
 pub mod preset;
+pub mod pretrained;
 pub mod random;
 pub mod report;
 pub mod router;

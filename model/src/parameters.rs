@@ -108,7 +108,7 @@ impl Parameters {
             Ok((group, Tensor::from_vec(numbers, length, device)?))
         };
         let groups = groups.into_iter().map(tensor).collect::<Result<_>>()?;
-        Ok((Self { places: Arc::new(places), groups }, hash))
+        Ok((Self { places: Arc::new(places), groups, trunk_sum: None }, hash))
     }
 
     /// Parameters from named tensors of the config's shapes.

@@ -6,11 +6,11 @@ use candle_core::{D, Device, Tensor, backprop::GradStore};
 use candle_nn::ops::log_softmax;
 
 use crate::{
-    batch::{Batch, BatchSource, Text},
+    batch::{Batch, BatchSource, Text, noise_like},
     checkpoint::{self, CheckpointError},
     config::{ConfigError, PartConfig},
     device::compute_precision,
-    draw::{Draw, DrawError, DrawRule, Draws, noise_like},
+    draw::{Draw, DrawError, DrawRule, Draws},
     expert::Expert,
     flow::noised,
     gradients::Gradients,
@@ -348,9 +348,13 @@ impl Trainer {
         for indices in indices.chunks(self.rule.micro_batch) {
             let batch = data.batch(indices, &Device::Cpu)?;
             let t: Vec<f32> = indices.iter().map(|index| (*index as f32 + 0.5) / count as f32).collect();
-            let noise = noise_like(&batch.images, |sample, numbers| {
-                Stream::new(&self.rule.key, "held-out", indices[sample] as u64).normals(numbers)
-            })?;
+            let normals = |purpose| {
+                move |sample: usize, numbers| {
+                    Stream::new(&self.rule.key, purpose, indices[sample] as u64).normals(numbers)
+                }
+            };
+            let batch = batch.drawn(normals("held-out latent"))?;
+            let noise = noise_like(&batch.images, normals("held-out"))?;
             let (batch, noise) = (batch.to_device(&self.device)?, noise.to_device(&self.device)?);
             let losses = model.losses(&batch, &noise, &Tensor::new(t, &self.device)?)?;
             sum += losses.to_vec1::<f32>()?.iter().map(|loss| f64::from(*loss)).sum::<f64>();

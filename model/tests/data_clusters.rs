@@ -11,6 +11,7 @@ use std::sync::Arc;
 use paris_model::batch::BatchSource;
 use paris_model::data::{Dataset, PrepareSettings, Source, prepare};
 use paris_model::features::ColourAndEdges;
+use paris_model::image_codec::Pixels;
 use paris_model::text::HashedText;
 
 /// The group of each caption, from the json that stands beside each picture.
@@ -55,7 +56,8 @@ fn measure(archive: &Path, clusters: usize, seed: u64) -> (f64, f64) {
     let settings = PrepareSettings { clusters, size: 32, seed, ..PrepareSettings::default() };
     let started = std::time::Instant::now();
     let prepared =
-        prepare(&Source::open(archive).unwrap(), folder.path(), &settings, &ColourAndEdges, &mut |_| {}).unwrap();
+        prepare(&Source::open(archive).unwrap(), folder.path(), &settings, &ColourAndEdges, &Pixels, &mut |_| {})
+            .unwrap();
     let took = started.elapsed();
     let mut shards = Vec::new();
     for (cluster, label) in prepared.clusters.iter().zip(0..) {

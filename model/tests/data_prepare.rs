@@ -12,6 +12,7 @@ use paris_model::data::{
 };
 use paris_model::distance::kernel_distance;
 use paris_model::features::{ColourAndEdges, ImageFeatures};
+use paris_model::image_codec::Pixels;
 use paris_model::text::HashedText;
 
 const TEXT: HashedText = HashedText { tokens: 8, width: 32 };
@@ -26,7 +27,7 @@ fn settings() -> PrepareSettings {
 
 fn prepare_into(folder: &Path, settings: &PrepareSettings) -> Prepared {
     let source = Source::open(&bundled()).unwrap();
-    prepare(&source, folder, settings, &ColourAndEdges, &mut |_| {}).unwrap()
+    prepare(&source, folder, settings, &ColourAndEdges, &Pixels, &mut |_| {}).unwrap()
 }
 
 fn read_all(source: &Path) -> Vec<(image::RgbImage, String)> {
@@ -63,7 +64,8 @@ fn clusters_are_balanced_and_every_sample_is_in_exactly_one_shard() {
     let mut seen = Vec::new();
     let source = Source::open(&bundled()).unwrap();
     let prepared =
-        prepare(&source, folder.path(), &settings(), &ColourAndEdges, &mut |progress| seen.push(progress)).unwrap();
+        prepare(&source, folder.path(), &settings(), &ColourAndEdges, &Pixels, &mut |progress| seen.push(progress))
+            .unwrap();
     assert!(seen.contains(&Progress::Reading { pictures: 512, skipped: 0 }));
     assert!(seen.iter().any(|progress| matches!(progress, Progress::Clustering { .. })));
     let sizes: Vec<_> = prepared.clusters.iter().map(|cluster| cluster.samples()).collect();
@@ -79,7 +81,7 @@ fn clusters_are_balanced_and_every_sample_is_in_exactly_one_shard() {
         for (path, _) in shards(folder.path(), &prepared, side) {
             let shard = Shard::read(&std::fs::read(path).unwrap()).unwrap();
             assert!(shard.len() <= 50);
-            for (picture, caption) in shard.pixels().chunks_exact(32 * 32 * 3).zip(shard.captions()) {
+            for (picture, caption) in shard.pictures().chunks_exact(32 * 32 * 3).zip(shard.captions()) {
                 *left.get_mut(&(picture.to_vec(), caption.clone())).expect("a sample of the source") -= 1;
                 pictures.insert(picture.to_vec());
             }
@@ -157,11 +159,11 @@ fn impossible_settings_are_refused_before_anything_is_read() {
         PrepareSettings { limit: Some(0), ..settings() },
     ];
     for settings in refused {
-        let error = prepare(&source, folder.path(), &settings, &ColourAndEdges, &mut |_| {}).unwrap_err();
+        let error = prepare(&source, folder.path(), &settings, &ColourAndEdges, &Pixels, &mut |_| {}).unwrap_err();
         assert!(matches!(error, PrepareError::Settings(_)), "{error}");
     }
     let few = PrepareSettings { limit: Some(5), clusters: 4, ..settings() };
-    let error = prepare(&source, folder.path(), &few, &ColourAndEdges, &mut |_| {}).unwrap_err();
+    let error = prepare(&source, folder.path(), &few, &ColourAndEdges, &Pixels, &mut |_| {}).unwrap_err();
     assert!(matches!(error, PrepareError::SmallCluster { .. }), "{error}");
 }
 
@@ -184,7 +186,7 @@ fn batches_hold_what_the_shards_hold() {
     let image =
         batch.images.get(1).unwrap().permute((1, 2, 0)).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let back: Vec<u8> = image.iter().map(|value| ((value + 1.0) * 127.5).round() as u8).collect();
-    assert_eq!(back, first.pixels()[..32 * 32 * 3]);
+    assert_eq!(back, first.pictures()[..32 * 32 * 3]);
     assert!(image.iter().all(|value| (-1.0..=1.0).contains(value)));
     assert_eq!(data.caption(0).unwrap().as_ref(), Some(&first.captions()[0]));
     assert_eq!((data.label(last), data.label(data.len())), (Some(3), None));

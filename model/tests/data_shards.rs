@@ -1,14 +1,24 @@
 //! Shards come from strangers: whole ones round-trip, anything else is an error and never a panic.
 
-use std::{fs, path::PathBuf};
+use std::{fs, io::ErrorKind, path::PathBuf};
 
-use paris_model::data::{Shard, ShardError, ShardFile, ShardFileError, shard_hash};
+use candle_core::{Device, Tensor};
+use paris_model::data::{Encoding, Shard, ShardError, ShardFile, ShardFileError, shard::moment_bytes, shard_hash};
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
 fn shard(captions: &[String]) -> Shard {
     let pixels = (0..captions.len() * 2 * 3 * 3).map(|i| i as u8).collect();
     Shard::new(2, 3, pixels, captions.to_vec()).unwrap()
+}
+
+/// Latents of 2 channels, 2 x 3; sample i has means 10 i + 0.. and log-variances -i.
+fn latents(captions: &[String]) -> Shard {
+    let moments = (0..captions.len())
+        .flat_map(|i| (0..12).map(move |j| (10 * i + j) as f32).chain(std::iter::repeat_n(-(i as f32), 12)));
+    let moments = Tensor::from_iter(moments, &Device::Cpu).unwrap().reshape((captions.len(), 4, 2, 3)).unwrap();
+    let bytes = moment_bytes(&moments).unwrap();
+    Shard::encoded(Encoding::Moments { channels: 2 }, 2, 3, bytes, captions.to_vec()).unwrap()
 }
 
 /// A file with the three tensors, any of which may be wrong.
@@ -47,10 +57,12 @@ fn read(bytes: &[u8]) -> Result<Shard, ShardError> {
     match (&in_memory, on_disk.open()) {
         (Ok(shard), Ok(file)) => {
             assert_eq!((file.len(), file.height(), file.width()), (shard.len(), shard.height(), shard.width()));
-            let mut pixels = Vec::new();
-            for (sample, picture) in shard.pixels().chunks(shard.height() * shard.width() * 3).enumerate() {
-                file.read_pixels(sample, &mut pixels).unwrap();
-                assert_eq!(pixels, picture);
+            assert_eq!(file.encoding(), shard.encoding());
+            let mut read = Vec::new();
+            let bytes = shard.encoding().bytes(shard.height(), shard.width());
+            for (sample, picture) in shard.pictures().chunks(bytes).enumerate() {
+                file.read_picture(sample, &mut read).unwrap();
+                assert_eq!(read, picture);
                 assert_eq!(file.read_caption(sample).unwrap(), shard.captions()[sample]);
             }
         }
@@ -64,10 +76,13 @@ fn read(bytes: &[u8]) -> Result<Shard, ShardError> {
 fn the_bytes_are_the_same_on_every_machine() {
     let bytes = shard(&["a cat".into(), String::new(), "ein Bär".into()]).write().unwrap();
     assert_eq!(shard_hash(&bytes).to_hex().as_str(), GOLDEN);
+    let bytes = latents(&["a cat".into(), String::new(), "ein Bär".into()]).write().unwrap();
+    assert_eq!(shard_hash(&bytes).to_hex().as_str(), GOLDEN_LATENTS);
 }
 
-/// Changing this changes the name of every shard ever prepared.
+/// Changing these changes the name of every shard ever prepared.
 const GOLDEN: &str = "b043159161cd7394167027173b1a80a5984c7d3c8c3690f98cc41a35dcd5f888";
+const GOLDEN_LATENTS: &str = "8f046dc67e3847a0d489037056f803bc986c758d0d1e4576c3ecfa968aec2b04";
 
 #[test]
 fn broken_layouts_are_refused() {
@@ -93,6 +108,34 @@ fn broken_layouts_are_refused() {
     }
     let one = TensorView::new(Dtype::U8, vec![1], &[0]).unwrap();
     assert!(read(&serialize([("pixels", one)], None).unwrap()).is_err());
+}
+
+/// Latents from which no finite number could be drawn would stop every node that trains on them.
+#[test]
+fn latents_that_are_no_numbers_are_refused() {
+    let file = |shape: Vec<usize>, moments: &[f32]| {
+        let moments: Vec<u8> = moments.iter().flat_map(|it| half::f16::from_f32(*it).to_le_bytes()).collect();
+        let tensors = [
+            ("moments", TensorView::new(Dtype::F16, shape, &moments).unwrap()),
+            ("captions", TensorView::new(Dtype::U8, vec![1], b"a").unwrap()),
+            ("caption_ends", TensorView::new(Dtype::U32, vec![1], &[1, 0, 0, 0]).unwrap()),
+        ];
+        serialize(tensors, None).unwrap()
+    };
+    let shard = read(&file(vec![1, 2, 1, 2], &[60_000.0, -3.0, 20.0, -60_000.0])).unwrap();
+    assert_eq!(shard.encoding(), Encoding::Moments { channels: 1 });
+    for moments in [[f32::NAN, 0.0, 0.0, 0.0], [0.0, f32::INFINITY, 0.0, 0.0], [0.0, 0.0, f32::NAN, 0.0]] {
+        assert!(matches!(read(&file(vec![1, 2, 1, 2], &moments)), Err(ShardError::Latent(0))));
+    }
+    for log_variance in [20.1, f32::NEG_INFINITY] {
+        let moments = file(vec![1, 2, 1, 2], &[0.0, 0.0, 0.0, log_variance]);
+        assert!(matches!(read(&moments), Err(ShardError::Latent(0))));
+    }
+    for shape in [vec![1, 4, 1, 1], vec![1, 1, 2, 2], vec![4], vec![1, 0, 2, 2], vec![1, 4]] {
+        let numbers = vec![0.0; shape.iter().product()];
+        assert_eq!(read(&file(shape.clone(), &numbers)).is_ok(), shape == [1, 4, 1, 1], "{shape:?}");
+    }
+    assert!(read(&file(vec![1, 130, 1, 1], &[0.0; 130])).is_err());
 }
 
 #[test]
@@ -122,12 +165,12 @@ fn a_file_that_changes_after_it_was_opened_is_an_error_that_names_it() {
         other => panic!("{other:?}"),
     };
     fs::write(&on_disk.path, &changed).unwrap();
-    assert_eq!(named(file.read_caption(1).unwrap_err()), std::io::ErrorKind::InvalidData);
+    assert_eq!(named(file.read_caption(1).unwrap_err()), ErrorKind::InvalidData);
     fs::write(&on_disk.path, &bytes[..bytes.len() - 20]).unwrap();
-    assert_eq!(named(file.read_pixels(1, &mut Vec::new()).unwrap_err()), std::io::ErrorKind::UnexpectedEof);
+    assert_eq!(named(file.read_picture(1, &mut Vec::new()).unwrap_err()), ErrorKind::UnexpectedEof);
     fs::remove_file(&on_disk.path).unwrap();
-    assert_eq!(named(file.read_pixels(1, &mut Vec::new()).unwrap_err()), std::io::ErrorKind::NotFound);
-    assert!(matches!(file.read_pixels(2, &mut Vec::new()), Err(ShardFileError::Read { sample: 2, .. })));
+    assert_eq!(named(file.read_picture(1, &mut Vec::new()).unwrap_err()), ErrorKind::NotFound);
+    assert!(matches!(file.read_picture(2, &mut Vec::new()), Err(ShardFileError::Read { sample: 2, .. })));
     assert!(matches!(file.read_caption(usize::MAX), Err(ShardFileError::Read { .. })));
     assert!(matches!(on_disk.open(), Err(ShardFileError::Broken { .. })));
 }
@@ -146,8 +189,9 @@ proptest! {
 
     #[test]
     fn shards_come_back_as_they_were_written(captions in prop::collection::vec(".{0,20}", 1..20)) {
-        let shard = shard(&captions);
-        prop_assert_eq!(read(&shard.write().unwrap()).unwrap(), shard);
+        for shard in [shard(&captions), latents(&captions)] {
+            prop_assert_eq!(read(&shard.write().unwrap()).unwrap(), shard);
+        }
     }
 
     #[test]
@@ -160,8 +204,10 @@ proptest! {
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         cut in any::<prop::sample::Index>(),
         shorten in any::<bool>(),
+        moments in any::<bool>(),
     ) {
-        let mut bytes = shard(&["a cat".into(), "a dog".into()]).write().unwrap();
+        let captions = ["a cat".into(), "a dog".into()];
+        let mut bytes = if moments { latents(&captions) } else { shard(&captions) }.write().unwrap();
         for (place, value) in changes {
             let place = place.index(bytes.len());
             bytes[place] = value;
@@ -170,13 +216,14 @@ proptest! {
             bytes.truncate(cut.index(bytes.len()));
         }
         if let Ok(shard) = read(&bytes) {
-            prop_assert_eq!(shard.pixels().len(), shard.len() * shard.height() * shard.width() * 3);
+            let bytes = shard.encoding().bytes(shard.height(), shard.width());
+            prop_assert_eq!(shard.pictures().len(), shard.len() * bytes);
             prop_assert_eq!(shard.captions().len(), shard.len());
         }
     }
 
     #[test]
-    fn any_header_never_panics(header in "\\{(\"(pixels|captions|caption_ends)\":\\{\"dtype\":\"(U8|U32|F32)\",\"shape\":\\[[0-9]{1,20}(,[0-9]{1,20}){0,3}\\],\"data_offsets\":\\[[0-9]{1,20},[0-9]{1,20}\\]\\},?){0,3}\\}", body in prop::collection::vec(any::<u8>(), 0..64)) {
+    fn any_header_never_panics(header in "\\{(\"(pixels|moments|captions|caption_ends)\":\\{\"dtype\":\"(U8|U32|F16)\",\"shape\":\\[[0-9]{1,20}(,[0-9]{1,20}){0,3}\\],\"data_offsets\":\\[[0-9]{1,20},[0-9]{1,20}\\]\\},?){0,3}\\}", body in prop::collection::vec(any::<u8>(), 0..64)) {
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
         bytes.extend(header.as_bytes());
         bytes.extend(body);

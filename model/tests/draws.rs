@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor};
 use paris_model::{
     batch::{Batch, BatchSource, Text},
     config::{ExpertConfig, PartConfig, RouterConfig},
-    data::{Dataset, Shard},
+    data::{Dataset, Encoding, Shard, shard::moment_bytes},
     draw::{Draw, DrawError, Draws},
     prefetch::{DRAWS_AHEAD_MAX, Prefetch},
     random::Stream,
@@ -83,6 +83,20 @@ fn data(folder: &std::path::Path) -> Arc<Dataset> {
     Arc::new(Dataset::open(shards, Arc::new(TEXT)).unwrap())
 }
 
+/// The same captions with latents of four channels instead of pixels.
+fn latents(folder: &std::path::Path) -> Arc<Dataset> {
+    let shards = SAMPLES.iter().zip(0..).map(|(samples, label)| {
+        let moments = Stream::seeded(label.into(), "moments").normal_tensor((*samples, 8, SIDE, SIDE), &Device::Cpu);
+        let bytes = moment_bytes(&moments.unwrap()).unwrap();
+        let captions = (0..*samples).map(|sample| format!("sample {sample} of cluster {label}")).collect();
+        let shard = Shard::encoded(Encoding::Moments { channels: 4 }, SIDE, SIDE, bytes, captions).unwrap();
+        let path = folder.join(format!("latents-{label}"));
+        std::fs::write(&path, shard.write().unwrap()).unwrap();
+        (path, label)
+    });
+    Arc::new(Dataset::open(shards, Arc::new(TEXT)).unwrap())
+}
+
 fn numbers(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_dtype(candle_core::DType::F32).unwrap().to_vec1().unwrap()
 }
@@ -109,14 +123,50 @@ fn training_on_draws_made_ahead_reaches_the_same_bits() {
     }
 }
 
+/// x_0 = mean + exp(log-variance / 2) eps, with an eps of its own for each sample and step.
+#[test]
+fn latents_are_drawn_anew_each_time_they_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = latents(folder.path());
+    let trainer = trainer(expert(), 10);
+    let (mut epochs, mut scores) = (vec![Vec::new(); 3], Vec::new());
+    let draws = Draws::new(trainer.draw_rule(), &*data, 0).map(Result::unwrap);
+    for draw in draws.take_while(|draw| draw.step < 7) {
+        assert!(draw.batch.spread.is_none());
+        assert_eq!(draw.batch.images.dims(), [10, 4, SIDE, SIDE]);
+        for sample in 0..10 {
+            epochs[(draw.step as usize * 10 + sample) / 23 % 3].push(numbers(&draw.batch.images.get(sample).unwrap()));
+        }
+    }
+    // Every latent of an epoch is some sample's, off by about one deviation, and otherwise in the next epoch.
+    let all = data.batch(&(0..23).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+    let spread = all.spread.unwrap();
+    for index in 0..23 {
+        let (mean, spread) = (numbers(&all.images.get(index).unwrap()), numbers(&spread.get(index).unwrap()));
+        let score = |drawn: &Vec<f32>| {
+            let terms = drawn.iter().zip(&mean).zip(&spread).map(|((x, mean), spread)| ((x - mean) / spread).powi(2));
+            terms.sum::<f32>() / mean.len() as f32
+        };
+        let nearest = |epoch: &Vec<Vec<f32>>| epoch.iter().map(score).fold(f32::INFINITY, f32::min);
+        scores.extend([nearest(&epochs[0]), nearest(&epochs[1])]);
+    }
+    assert!(scores.iter().all(|score| (0.7..1.3).contains(score)), "{scores:?}");
+    assert!(epochs[0].iter().all(|latent| !epochs[1].contains(latent)));
+}
+
 #[test]
 fn how_a_step_is_cut_changes_nothing_that_is_drawn() {
     let folder = tempfile::tempdir().unwrap();
-    let data = data(folder.path());
+    for data in [data(folder.path()), latents(folder.path())] {
+        cuts_draw_alike(&data);
+    }
+}
+
+fn cuts_draw_alike(data: &Arc<Dataset>) {
     // Two steps that cross an epoch.
     let drawn = |micro_batch: usize| {
         let trainer = trainer(expert(), micro_batch);
-        let draws: Vec<Draw> = Draws::new(trainer.draw_rule(), &*data, 1)
+        let draws: Vec<Draw> = Draws::new(trainer.draw_rule(), &**data, 1)
             .map(Result::unwrap)
             .take_while(|draw| draw.step < 3)
             .inspect(|draw| assert!(draw.len() <= micro_batch))

@@ -13,6 +13,7 @@ use paris_model::{
     distance::kernel_distance,
     expert::Expert,
     features::{ColourAndEdges, ImageFeatures},
+    image_codec::Pixels,
     parameters::Parameters,
     router::Router,
     sampler::{Guidance, Mixture, Reroute, Routing, SampleSettings, Solver, sample},
@@ -64,7 +65,7 @@ fn pictures(folder: &Path) -> (Vec<Pictures>, Pictures) {
     let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/emoji32-512.tar");
     let settings = PrepareSettings { clusters: CLUSTERS, size: SIDE as u32, ..PrepareSettings::default() };
     let source = Source::open(&archive).unwrap();
-    let prepared = prepare(&source, folder, &settings, &ColourAndEdges, &mut |_| {}).unwrap();
+    let prepared = prepare(&source, folder, &settings, &ColourAndEdges, &Pixels, &mut |_| {}).unwrap();
     let files = |shards: &[ShardInfo], label: u32| -> Vec<(PathBuf, u32)> {
         shards.iter().map(|it| (it.path(folder), label)).collect()
     };

@@ -71,6 +71,7 @@ impl BatchSource for Shades {
         let labels: Vec<u32> = indices.iter().map(|index| (index % 2) as u32).collect();
         Ok(Batch {
             images: Tensor::from_vec(images, (count, 3, 8, 8), device)?,
+            spread: None,
             text: Text { tokens, pooled },
             labels: Tensor::new(labels, device)?,
         })

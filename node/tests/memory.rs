@@ -31,7 +31,12 @@ impl BatchSource for Grey {
         let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, device);
         let count = indices.len();
         let text = Text { tokens: zeros(&[count, TOKENS, WIDTH])?, pooled: zeros(&[count, WIDTH])? };
-        Ok(Batch { images: zeros(&[count, 3, 16, 16])?, text, labels: Tensor::new(vec![0u32; count], device)? })
+        Ok(Batch {
+            images: zeros(&[count, 3, 16, 16])?,
+            spread: None,
+            text,
+            labels: Tensor::new(vec![0u32; count], device)?,
+        })
     }
 }
 

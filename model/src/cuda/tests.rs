@@ -246,7 +246,7 @@ impl BatchSource for Noise {
         };
         let labels = Tensor::new(indices.iter().map(|index| (*index % 2) as u32).collect::<Vec<_>>(), device)?;
         let text = Text { tokens: all("tokens", &[5, 12])?, pooled: all("pooled", &[12])? };
-        Ok(Batch { images: all("picture", &[3, 8, 8])?, text, labels })
+        Ok(Batch { images: all("picture", &[3, 8, 8])?, spread: None, text, labels })
     }
 }
 

@@ -116,7 +116,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::text::HashedText;
+    use crate::{pretrained::Identity, text::HashedText};
 
     const TEXT: HashedText = HashedText { tokens: 3, width: 4 };
 
@@ -124,6 +124,10 @@ mod tests {
     struct Counting(AtomicUsize);
 
     impl TextEncoder for Counting {
+        fn identity(&self) -> Identity {
+            TEXT.identity()
+        }
+
         fn tokens(&self) -> usize {
             TEXT.tokens
         }

@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 
 use super::{
     caption_cache::CaptionCache,
-    shard_file::{ShardFile, ShardFileError},
+    shard::{Encoding, ShardFile, ShardFileError},
 };
 use crate::{
     batch::{Batch, BatchSource},
@@ -22,17 +22,23 @@ pub enum DatasetError {
     /// There is nothing to train on.
     #[error("no shards were given, so there is nothing to train on")]
     Empty,
-    /// Pictures of two sizes, or not square.
-    #[error("{path} holds pictures of {height} x {width} pixels; all must be squares of {expected}")]
-    Size {
+    /// Pictures of two shapes, or not square.
+    #[error(
+        "{path} holds {found:?} of {height} x {width}, and the first shard {expected:?} of {side} a side; all must be alike and square"
+    )]
+    Shape {
         /// The shard's file.
         path: PathBuf,
+        /// What it keeps of a picture.
+        found: Encoding,
         /// Its height.
         height: usize,
         /// Its width.
         width: usize,
+        /// What the first shard keeps.
+        expected: Encoding,
         /// The side that the first shard has.
-        expected: usize,
+        side: usize,
     },
 }
 
@@ -43,6 +49,7 @@ pub enum DatasetError {
 ///
 /// Pictures aren't flipped: a mirrored letter is another picture than its caption says.
 pub struct Dataset {
+    encoding: Encoding,
     side: usize,
     shards: Vec<LabelledShard>,
     captions: CaptionCache,
@@ -65,19 +72,26 @@ impl Dataset {
         let mut opened: Vec<LabelledShard> = Vec::new();
         for (path, label) in shards {
             let file = ShardFile::open(&path)?;
-            let (height, width) = (file.height(), file.width());
-            let expected = opened.first().map_or(height, |first| first.file.height());
-            if height != expected || width != expected {
-                return Err(DatasetError::Size { path, height, width, expected });
+            let (found, height, width) = (file.encoding(), file.height(), file.width());
+            let first = opened.first().map_or(&file, |first| &first.file);
+            let (expected, side) = (first.encoding(), first.height());
+            if found != expected || height != side || width != side {
+                return Err(DatasetError::Shape { path, found, height, width, expected, side });
             }
             let end = opened.last().map_or(0, |last| last.end) + file.len();
             opened.push(LabelledShard { file, label, end });
         }
-        let side = opened.first().ok_or(DatasetError::Empty)?.file.height();
-        Ok(Self { side, shards: opened, captions: CaptionCache::new(encoder) })
+        let first = &opened.first().ok_or(DatasetError::Empty)?.file;
+        let (encoding, side) = (first.encoding(), first.height());
+        Ok(Self { encoding, side, shards: opened, captions: CaptionCache::new(encoder) })
     }
 
-    /// Height and width of every picture, in pixels.
+    /// What its shards keep of each picture.
+    pub fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
+    /// Height and width of every picture, in pixels; of every latent, in its positions.
     pub fn side(&self) -> usize {
         self.side
     }
@@ -106,23 +120,23 @@ impl BatchSource for Dataset {
     }
 
     fn batch(&self, indices: &[usize], device: &Device) -> candle_core::Result<Batch> {
-        let plane = self.side * self.side;
-        let mut images = Vec::with_capacity(indices.len() * plane * 3);
+        let shape = (indices.len(), self.encoding.channels(), self.side, self.side);
+        let mut images = Vec::with_capacity(shape.0 * shape.1 * shape.2 * shape.3);
         let (mut captions, mut labels) = (Vec::with_capacity(indices.len()), Vec::with_capacity(indices.len()));
-        let mut pixels = Vec::new();
+        let (mut spread, mut picture) = (Vec::new(), Vec::new());
         for index in indices {
             let Some((shard, sample)) = self.locate(*index) else {
                 candle_core::bail!("sample {index} of a data set of {}", self.len());
             };
-            shard.file.read_pixels(sample, &mut pixels).map_err(candle_core::Error::wrap)?;
+            shard.file.read_picture(sample, &mut picture).map_err(candle_core::Error::wrap)?;
             captions.push(shard.file.read_caption(sample).map_err(candle_core::Error::wrap)?);
             labels.push(shard.label);
-            for channel in 0..3 {
-                images.extend(pixels[channel..].iter().step_by(3).map(|value| f32::from(*value) / 127.5 - 1.0));
-            }
+            self.encoding.decode(&picture, &mut images, &mut spread);
         }
+        let spread = (!spread.is_empty()).then(|| Tensor::from_vec(spread, shape, device)).transpose()?;
         Ok(Batch {
-            images: Tensor::from_vec(images, (indices.len(), 3, self.side, self.side), device)?,
+            images: Tensor::from_vec(images, shape, device)?,
+            spread,
             text: self.captions.encode(&captions, device)?,
             labels: Tensor::from_vec(labels, indices.len(), device)?,
         })
@@ -131,6 +145,6 @@ impl BatchSource for Dataset {
 
 impl fmt::Debug for Dataset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Dataset of {} samples of {2}x{2} pixels in {} shards", self.len(), self.shards.len(), self.side)
+        write!(f, "Dataset of {} samples of {2}x{2} in {} shards", self.len(), self.shards.len(), self.side)
     }
 }

@@ -18,12 +18,10 @@ mod archive;
 mod caption_cache;
 mod folder;
 mod picture;
-mod shard_file;
 
 pub use caption_cache::CAPTION_CACHE_BYTES_MAX;
 pub use dataset::{Dataset, DatasetError};
 pub use prepare::{PrepareError, Progress, prepare};
 pub use prepared::{ClusterShards, PrepareSettings, Prepared, ShardInfo};
-pub use shard::{Shard, ShardError, shard_hash};
-pub use shard_file::{ShardFile, ShardFileError};
+pub use shard::{Encoding, Shard, ShardError, ShardFile, ShardFileError, shard_hash};
 pub use source::{Sample, Skipped, Source, SourceError};

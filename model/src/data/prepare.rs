@@ -13,7 +13,7 @@ use super::kmeans::{KMeans, KMeansError};
 use super::prepared::{ClusterShards, FILE_NAME, PrepareSettings, Prepared, ShardInfo, VERSION};
 use super::shard::{Shard, ShardError, shard_hash};
 use super::source::{Skipped, Source, SourceError};
-use crate::features::ImageFeatures;
+use crate::{features::ImageFeatures, image_codec::ImageCodec};
 
 /// Pictures whose features are computed at once.
 const PICTURES_A_CALL: usize = 64;
@@ -43,6 +43,9 @@ pub enum PrepareError {
     /// The features can't be computed.
     #[error("can't compute features: {0}")]
     Features(#[from] candle_core::Error),
+    /// The pictures can't be encoded.
+    #[error("can't encode the pictures: {0}")]
+    Codec(candle_core::Error),
     /// A shard can't be made.
     #[error(transparent)]
     Shard(#[from] ShardError),
@@ -90,7 +93,7 @@ pub enum Progress {
 }
 
 /// Reads `source`, clusters its pictures by `features` and writes each cluster's training and held-out shards into
-/// `folder`, durably, and [`FILE_NAME`] last. Equal input and settings give equal hashes; run again, it leaves the same
+/// `folder`, durably, as `codec` keeps them, and [`FILE_NAME`] last. Equal input and settings give equal hashes; run again, it leaves the same
 /// files. Pictures that are equal pixel for pixel stay in one cluster and on one side of the held-out split.
 ///
 /// Memory holds one row of features and one caption a picture; pixels wait in a temporary file in `folder`.
@@ -99,14 +102,21 @@ pub fn prepare(
     folder: &Path,
     settings: &PrepareSettings,
     features: &dyn ImageFeatures,
+    codec: &dyn ImageCodec,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Prepared, PrepareError> {
     settings.check()?;
+    if !(settings.size as usize).is_multiple_of(codec.reduction()) {
+        let (size, reduction) = (settings.size, codec.reduction());
+        return Err(PrepareError::Settings(format!(
+            "a size of {size} where the codec needs a multiple of {reduction}"
+        )));
+    }
     std::fs::create_dir_all(folder).map_err(at(folder))?;
     let mut gathered = Gathered::new(folder, settings.size, features)?;
     let skipped = gathered.read(source, settings.limit, progress)?;
     let mut clusters = gathered.cluster(settings, progress)?;
-    let mut writer = ShardWriter { folder, settings, gathered: &mut gathered, shards: 0, progress };
+    let mut writer = ShardWriter { folder, settings, codec, gathered: &mut gathered, shards: 0, progress };
     let mut written = Vec::with_capacity(settings.clusters);
     for (index, pictures) in clusters.iter_mut().enumerate() {
         if pictures.len() < 2 {
@@ -116,7 +126,14 @@ pub fn prepare(
         let (held_out, train) = pictures.split_at(held_out_pictures(pictures, settings.held_out));
         written.push(ClusterShards { train: writer.write(train)?, held_out: writer.write(held_out)? });
     }
-    let prepared = Prepared { version: VERSION, settings: settings.clone(), clusters: written, skipped };
+    let prepared = Prepared {
+        version: VERSION,
+        settings: settings.clone(),
+        features: features.identity(),
+        codec: codec.identity(),
+        clusters: written,
+        skipped,
+    };
     let json = serde_json::to_vec_pretty(&prepared).map_err(|error| at(folder)(error.into()))?;
     write_durably(&folder.join(FILE_NAME), &json)?;
     Ok(prepared)
@@ -247,6 +264,7 @@ impl<'a> Gathered<'a> {
 struct ShardWriter<'a, 'b> {
     folder: &'a Path,
     settings: &'a PrepareSettings,
+    codec: &'a dyn ImageCodec,
     gathered: &'a mut Gathered<'b>,
     shards: usize,
     progress: &'a mut dyn FnMut(Progress),
@@ -257,7 +275,7 @@ impl ShardWriter<'_, '_> {
         let samples: Vec<usize> = pictures.iter().flat_map(|picture| picture.samples.iter().copied()).collect();
         let mut written = Vec::new();
         for samples in samples.chunks(self.settings.samples_per_shard) {
-            let bytes = self.gathered.shard(samples)?.write()?;
+            let bytes = self.gathered.shard(samples)?.encode(self.codec).map_err(PrepareError::Codec)?.write()?;
             let hash = shard_hash(&bytes).to_hex().to_string();
             let info = ShardInfo { hash, bytes: bytes.len() as u64, samples: samples.len() };
             if info.load(self.folder).is_err() {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::prepare::{PrepareError, at};
 use super::shard::{SAMPLES_MAX, SIDE_MAX, shard_hash};
 use super::source::Skipped;
+use crate::pretrained::Identity;
 
 /// Version of `prepared.json` that this program writes and reads.
 pub const VERSION: u32 = 1;
@@ -123,6 +124,10 @@ pub struct Prepared {
     pub version: u32,
     /// What it was prepared with.
     pub settings: PrepareSettings,
+    /// What it was clustered by.
+    pub features: Identity,
+    /// How the shards keep pictures; who samples needs the same to see them.
+    pub codec: Identity,
     /// Shards by cluster.
     pub clusters: Vec<ClusterShards>,
     /// What the source held that couldn't be used.

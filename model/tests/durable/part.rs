@@ -73,6 +73,7 @@ impl BatchSource for Pictures {
         let labels = vec![0u32; indices.len()];
         Ok(Batch {
             images: Tensor::from_vec(images, (indices.len(), 1, SIDE, SIDE), device)?,
+            spread: None,
             text: Text { pooled: tokens.mean(1)?, tokens },
             labels: Tensor::new(labels, device)?,
         })

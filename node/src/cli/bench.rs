@@ -225,7 +225,7 @@ impl BatchSource for Noise {
         let indices = Tensor::from_iter(indices.iter().map(|index| *index as u32), device)?;
         let tokens = self.tokens.index_select(&indices, 0)?;
         let text = Text { pooled: tokens.mean(1)?, tokens };
-        Ok(Batch { images: self.images.index_select(&indices, 0)?, text, labels: indices })
+        Ok(Batch { images: self.images.index_select(&indices, 0)?, spread: None, text, labels: indices })
     }
 }
 

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use paris_model::{
-    data::{PrepareSettings, Progress, ShardInfo, Source, prepare},
-    features::ColourAndEdges,
-};
+use paris_model::data::{PrepareSettings, Progress, ShardInfo, Source, prepare};
+
+use super::encoders::{CodecChoice, FeaturesChoice};
+use crate::store::DataDir;
 
 /// Prepare pictures for a run.
 #[derive(Subcommand)]
@@ -39,6 +39,14 @@ pub(super) struct Prepare {
     #[arg(long, default_value_t = 32)]
     size: u32,
 
+    /// What pictures are clustered by.
+    #[arg(long, value_enum, default_value_t = FeaturesChoice::ColourAndEdges)]
+    features: FeaturesChoice,
+
+    /// What experts learn of a picture.
+    #[arg(long, value_enum, default_value_t = CodecChoice::Pixels)]
+    codec: CodecChoice,
+
     /// Share of each cluster that is never trained on.
     #[arg(long, default_value_t = 0.1)]
     held_out: f64,
@@ -53,7 +61,7 @@ pub(super) struct Prepare {
 }
 
 impl Data {
-    pub(super) fn run(self) -> anyhow::Result<()> {
+    pub(super) fn run(self, dir: &DataDir) -> anyhow::Result<()> {
         let Data::Prepare(command) = self;
         let bar = ProgressBar::no_length().with_style(ProgressStyle::with_template("{spinner} {pos} pictures read")?);
         let settings = PrepareSettings {
@@ -64,11 +72,14 @@ impl Data {
             limit: command.limit,
             ..PrepareSettings::default()
         };
+        let (features, codec) =
+            (command.features.open(&dir.encoders_path())?, command.codec.open(&dir.encoders_path())?);
         let source = Source::open(&command.source)?;
-        let prepared = prepare(&source, &command.out, &settings, &ColourAndEdges, &mut |progress| match progress {
-            Progress::Reading { pictures, .. } => bar.set_position(pictures as u64),
-            Progress::Clustering { .. } | Progress::Writing { .. } => bar.tick(),
-        })?;
+        let prepared =
+            prepare(&source, &command.out, &settings, &*features, &*codec, &mut |progress| match progress {
+                Progress::Reading { pictures, .. } => bar.set_position(pictures as u64),
+                Progress::Clustering { .. } | Progress::Writing { .. } => bar.tick(),
+            })?;
         bar.finish_and_clear();
         for (number, cluster) in prepared.clusters.iter().enumerate() {
             let count = |shards: &[ShardInfo]| shards.iter().map(|shard| shard.samples).sum::<usize>();

@@ -72,9 +72,11 @@ impl Exit {
         match error {
             NodeError::Directory(error) => Self::of_directory(error),
             NodeError::Database(error) => Self::of_database(error),
-            NodeError::NoRun(_) | NodeError::Manifest(_) | NodeError::Model { .. } | NodeError::Device(_) => {
-                Self::Configuration
-            }
+            NodeError::NoRun(_)
+            | NodeError::Manifest(_)
+            | NodeError::Model { .. }
+            | NodeError::Device(_)
+            | NodeError::Encoder(_) => Self::Configuration,
             NodeError::Halt(_) => Self::Identity,
             NodeError::DiskFull { .. } => Self::DiskFull,
             NodeError::Network(_) | NodeError::Blobs(_) | NodeError::NoManifest { .. } | NodeError::Stopped => {

@@ -44,7 +44,7 @@ impl Export {
                 None => asked.assemble(wait).await?,
             };
             let assembled = Assembled::of(&assembly)?;
-            tokio::task::block_in_place(|| assembled.export(&self.folder, calibration))?;
+            tokio::task::block_in_place(|| assembled.export(&self.folder, calibration, &dir.encoders_path()))?;
             anyhow::Ok(assembled.record().hash()?)
         };
         let exported = exported.await;

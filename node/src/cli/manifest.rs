@@ -1,26 +1,31 @@
 //! `paris-node manifest`
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use paris_model::{
-    data::{Prepared, ShardInfo, prepared::FILE_NAME},
+    data::{Prepared, Shard, ShardInfo, prepared::FILE_NAME},
     preset::{self, Preset},
+    text::TextEncoder,
 };
 use paris_protocol::{
     codec::Wire,
     identity::NodeId,
-    manifest::{
-        Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training, Transformer,
-    },
+    manifest::{self, Admission, Cluster, Image, ImageCodec, Manifest, Ownership, TextShape, Training, Transformer},
     part::Part,
     ticket::Ticket,
 };
 
+use super::encoders::TextChoice;
 use crate::{
     api::Client,
     blobs::{Blobs, BlobsConfig},
+    encoders,
     runtime::{MANIFEST_TAG, recipe, shard_tag},
     sampling::manifest_from_hex,
     store::{DataDir, Database},
@@ -81,10 +86,13 @@ pub(super) struct New {
     /// A router that does not read the caption, as published. It cannot follow a prompt from pure noise.
     #[arg(long, help_heading = "Models")]
     router_without_caption: bool,
-    /// Tokens of an encoded caption; 8 without a preset.
+    /// What encodes captions. Every node of the run needs its files; the manifest names them by hash.
+    #[arg(long, value_enum, default_value_t = TextChoice::Hashed, help_heading = "Models")]
+    text: TextChoice,
+    /// Tokens of an encoded caption: 8 if not given, 32 for minilm, 77 with a preset; those of clip are fixed.
     #[arg(long, help_heading = "Models")]
     text_tokens: Option<u16>,
-    /// Numbers of a token; 64 without a preset.
+    /// Numbers of a token: 64 if not given, 768 with a preset; those of clip and minilm are fixed.
     #[arg(long, help_heading = "Models")]
     text_width: Option<u16>,
 
@@ -159,16 +167,17 @@ impl New {
             );
         }
         let prepared = Prepared::read(&self.data)?;
-        let manifest = self.manifest(&prepared, dir.keypair()?.id())?;
+        let text = self.text_encoder(&dir.encoders_path())?;
+        let image = self.image(&prepared)?;
+        let manifest = self.manifest(&prepared, image, &*text, dir.keypair()?.id())?;
         manifest.check()?;
         for part in manifest.parts() {
             recipe::part_config(&manifest, part).validate().with_context(|| format!("the {part} cannot be built"))?;
         }
         let (run, bytes) = (manifest.id()?, manifest.to_bytes()?);
-        let size = usize::from(manifest.image.size);
         for info in shards(&prepared) {
-            let shard = paris_model::data::Shard::read(&info.load(&self.data)?)?;
-            if (shard.len(), shard.height(), shard.width()) != (info.samples, size, size) {
+            let shard = Shard::read(&info.load(&self.data)?)?;
+            if shard.len() != info.samples || image_of(&shard)? != image {
                 bail!(
                     "{} says of shard {} what is not in it: it was changed by hand. Run `paris-node data prepare` again",
                     self.data.join(FILE_NAME).display(),
@@ -199,7 +208,20 @@ impl New {
         Ok(())
     }
 
-    fn manifest(&self, prepared: &Prepared, organiser: NodeId) -> anyhow::Result<Manifest> {
+    /// The shape of what experts learn, as the first shard has it.
+    fn image(&self, prepared: &Prepared) -> anyhow::Result<Image> {
+        let first = shards(prepared).next().context("the prepared data hold no shard")?;
+        image_of(&Shard::read(&first.load(&self.data)?)?)
+    }
+
+    fn manifest(
+        &self,
+        prepared: &Prepared,
+        image: Image,
+        text: &dyn TextEncoder,
+        organiser: NodeId,
+    ) -> anyhow::Result<Manifest> {
+        let encoders = encoders::named(&text.identity(), &prepared.codec)?;
         let shards = |shards: &[ShardInfo]| shards.iter().map(shard).collect::<anyhow::Result<Vec<_>>>();
         let clusters = prepared
             .clusters
@@ -215,10 +237,10 @@ impl New {
             steps: self.steps,
         };
         Ok(Manifest {
-            version: MANIFEST_VERSION,
+            version: encoders.version(),
             name: self.name.clone(),
-            image: Image { channels: 3, size: u16::try_from(prepared.settings.size)? },
-            text: self.text(),
+            image,
+            text: TextShape { tokens: u16::try_from(text.tokens())?, width: u16::try_from(text.width())? },
             expert: self.transformer(self.preset, EXPERT, [self.width, self.depth, self.heads])?,
             router: self.transformer(
                 self.preset.map(|_| preset::ROUTER),
@@ -240,15 +262,16 @@ impl New {
                 replicas: self.replicas,
             },
             admission: self.admission(organiser),
+            encoders,
         })
     }
 
-    fn text(&self) -> TextShape {
-        let (tokens, width) = match self.preset {
-            Some(_) => (preset::TEXT_TOKENS as u16, preset::TEXT_WIDTH as u16),
-            None => (8, 64),
-        };
-        TextShape { tokens: self.text_tokens.unwrap_or(tokens), width: self.text_width.unwrap_or(width) }
+    /// The text encoder. A preset's shape is that of CLIP, which the built-in encoder takes on too.
+    fn text_encoder(&self, encoders: &Path) -> anyhow::Result<Arc<dyn TextEncoder>> {
+        let preset = self.preset.filter(|_| self.text == TextChoice::Hashed);
+        let tokens = self.text_tokens.or(preset.map(|_| preset::TEXT_TOKENS as u16));
+        let width = self.text_width.or(preset.map(|_| preset::TEXT_WIDTH as u16));
+        self.text.open(encoders, tokens, width)
     }
 
     /// A transformer of the given width, depth and heads; what is not given is the preset's, or the usual.
@@ -287,19 +310,32 @@ fn shards(prepared: &Prepared) -> impl Iterator<Item = &ShardInfo> {
     prepared.clusters.iter().flat_map(|cluster| cluster.train.iter().chain(&cluster.held_out))
 }
 
-fn shard(info: &ShardInfo) -> anyhow::Result<Shard> {
-    Ok(Shard { hash: info.hash.parse()?, bytes: info.bytes, samples: u32::try_from(info.samples)? })
+/// The shape of what a shard holds.
+fn image_of(shard: &Shard) -> anyhow::Result<Image> {
+    let (height, width) = (shard.height(), shard.width());
+    if height != width {
+        bail!("a shard holds pictures of {height} x {width}, and experts learn squares");
+    }
+    Ok(Image { channels: u16::try_from(shard.encoding().channels())?, size: u16::try_from(height)? })
+}
+
+fn shard(info: &ShardInfo) -> anyhow::Result<manifest::Shard> {
+    Ok(manifest::Shard { hash: info.hash.parse()?, bytes: info.bytes, samples: u32::try_from(info.samples)? })
 }
 
 fn summary(manifest: &Manifest) -> String {
     let samples: u64 = manifest.clusters.iter().flat_map(|it| &it.train).map(|shard| u64::from(shard.samples)).sum();
     let parameters = |part| recipe::part_config(manifest, part).parameter_count();
+    let Image { channels, size } = manifest.image;
+    let pictures = match manifest.encoders.image {
+        ImageCodec::Pixels => format!("{samples} training pictures of {size}x{size}"),
+        ImageCodec::Vae { .. } => format!("{samples} training pictures as latents of {channels}x{size}x{size}"),
+    };
     format!(
-        "{} experts of {} parameters, a router of {}, {samples} training pictures of {size}x{size}",
+        "{} experts of {} parameters, a router of {}, {pictures}",
         manifest.clusters.len(),
         parameters(Part::Expert(0)),
         parameters(Part::Router),
-        size = manifest.image.size,
     )
 }
 
@@ -319,7 +355,7 @@ impl Inspect {
         println!("run    {} {:?}", manifest.id()?.0, manifest.name);
         println!("models {}", summary(&manifest));
         for (number, cluster) in manifest.clusters.iter().enumerate() {
-            let count = |shards: &[Shard]| shards.iter().map(|shard| shard.samples).sum::<u32>();
+            let count = |shards: &[manifest::Shard]| shards.iter().map(|shard| shard.samples).sum::<u32>();
             let (train, held_out) = (count(&cluster.train), count(&cluster.held_out));
             println!("data   cluster {number}: {train} pictures to train on, {held_out} held out");
         }

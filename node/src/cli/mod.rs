@@ -3,6 +3,7 @@
 mod asked;
 mod bench;
 mod data;
+mod encoders;
 mod exit;
 mod export;
 mod history;
@@ -41,6 +42,10 @@ struct Cli {
     #[arg(long, global = true, env = "PARIS_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
+    /// Where pretrained encoders lie, a folder each: clip, minilm, vae, mobilenet, dino. The folder encoders of the data directory if not given.
+    #[arg(long, global = true, env = "PARIS_ENCODERS", value_name = "DIR")]
+    encoders: Option<PathBuf>,
+
     /// What to log, as in "info" or "paris_node=debug"; warnings and errors if not given.
     #[arg(long, global = true, env = "PARIS_LOG", value_name = "FILTER")]
     log: Option<String>,
@@ -75,7 +80,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let cli = Cli::parse_from(arguments);
     start_log(cli.log.as_deref());
     let dir = match data_dir(cli.data_dir) {
-        Ok(dir) => dir,
+        Ok(dir) => dir.with_encoders(cli.encoders),
         Err(error) => return report(&error),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
@@ -85,7 +90,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let outcome = runtime.block_on(async {
         match cli.command {
             Command::Init(command) => command.run(&dir),
-            Command::Data(command) => command.run(),
+            Command::Data(command) => command.run(&dir),
             Command::Manifest(command) => command.run(&dir).await,
             Command::Join(command) => command.run(&dir),
             Command::Run(command) => command.run(dir).await,

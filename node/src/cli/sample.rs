@@ -124,7 +124,7 @@ impl Sample {
         let place = self.place()?;
         let mut drawing = match &self.model {
             Some(source) => tokio::task::block_in_place(|| Drawing::of_published(source.open(&dir)?, place))?,
-            None => self.assemble(&dir).await?.drawing(place)?,
+            None => self.assemble(&dir).await?.drawing(place, &dir.encoders_path())?,
         };
         if let Some(calibration) = calibration {
             drawing.calibrate(calibration);

@@ -50,6 +50,8 @@ pub(super) struct BlobWork {
     weights_dir: Arc<Path>,
     shards_dir: Arc<Path>,
     device: DeviceChoice,
+    /// The run's text encoder; none where nothing is trained.
+    text: Option<Arc<dyn TextEncoder>>,
 }
 
 impl BlobWork {
@@ -59,9 +61,10 @@ impl BlobWork {
         ticket: Ticket,
         dir: &DataDir,
         device: DeviceChoice,
+        text: Option<Arc<dyn TextEncoder>>,
     ) -> Self {
         let (weights_dir, shards_dir) = (dir.weights_path().into(), dir.shards_path().into());
-        Self { blobs, manifest, ticket: Arc::new(ticket), weights_dir, shards_dir, device }
+        Self { blobs, manifest, ticket: Arc::new(ticket), weights_dir, shards_dir, device, text }
     }
 
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
@@ -200,6 +203,7 @@ impl BlobWork {
         peers: &[NodeId],
     ) -> anyhow::Result<Job> {
         let (manifest, device) = (self.manifest.clone(), self.device);
+        let encoder = self.text.clone().context("this node was started to train nothing")?;
         let config = recipe::part_config(&manifest, part);
         let state_is_own = from.as_ref().is_some_and(|checkpoint| checkpoint.author() == me);
         let state = match from {
@@ -213,7 +217,6 @@ impl BlobWork {
         let train = self.gather(&shards.train, peers).await?;
         let held_out = self.gather(&shards.held_out, peers).await?;
         tokio::task::spawn_blocking(move || {
-            let encoder = Arc::new(recipe::text_encoder(&manifest));
             let training = manifest.training(part);
             Ok(Job {
                 part,

@@ -15,6 +15,7 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use paris_model::{
     config::PartConfig,
     device::{DeviceChoice, DeviceError},
+    text::TextEncoder,
 };
 use paris_protocol::{
     agent::{Agent, Mirror, Settings},
@@ -41,6 +42,7 @@ use self::{
 };
 use crate::{
     blobs::{Blobs, BlobsConfig, BlobsError, FetchRequest, Size},
+    encoders::{self, EncoderError},
     history::History,
     memory::Memory,
     network::{Network, NetworkConfig, NetworkError},
@@ -96,6 +98,9 @@ pub enum NodeError {
     /// The blob store or its endpoint.
     #[error(transparent)]
     Blobs(#[from] BlobsError),
+    /// An encoder of the run.
+    #[error(transparent)]
+    Encoder(#[from] EncoderError),
     /// The run's manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -302,6 +307,10 @@ impl Node {
             valid.map_err(|error| NodeError::Model { part: part.name(), reason: error.to_string() })?;
         }
         let capacity = config.capacity.unwrap_or(manifest.clusters.len() as u16 + 1);
+        let text = match capacity {
+            0 => None,
+            _ => Some(read_text_encoder(&manifest, &config).await?),
+        };
         let room = Room { path: config.dir.root().to_owned(), reserve: config.disk_reserve };
         // One part will do to begin with: the driver looks again as parts come.
         room.check(manifest.parts().take(capacity.min(1).into()).map(|part| recipe::part_config(&manifest, part)))?;
@@ -318,7 +327,7 @@ impl Node {
         let (network, network_events) = Network::start(network_config)?;
 
         let (calls, call_queue) = mpsc::channel(CALLS_MAX);
-        let work = BlobWork::new(blobs, manifest, ticket, &config.dir, config.device);
+        let work = BlobWork::new(blobs, manifest, ticket, &config.dir, config.device, text);
         let places = Places::new(config.dir, run, config.snapshot_every);
         let history = places.history();
         let keeping = Keeping::new(places, agent.manifest().parts());
@@ -369,6 +378,14 @@ impl Room {
             _ => Ok(()),
         }
     }
+}
+
+/// The run's text encoder, so that missing files are said now, not when a part is to be trained. CLIP takes a second or two.
+async fn read_text_encoder(manifest: &Manifest, config: &NodeConfig) -> Result<Arc<dyn TextEncoder>, NodeError> {
+    let (named, shape) = (manifest.encoders.text, manifest.text);
+    let (folder, device) = (config.dir.encoders_path(), config.device.open_to_train()?);
+    let read = tokio::task::spawn_blocking(move || encoders::text_encoder(named, shape, &folder, &device));
+    Ok(read.await.map_err(|_| NodeError::Stopped)??)
 }
 
 /// The run's manifest from the store, or else from any seed; its bytes hash to the run's id, or it is not the manifest.

@@ -2,7 +2,6 @@
 
 use paris_model::{
     config::{ExpertConfig, PartConfig, RouterConfig},
-    text::HashedText,
     trainer::TrainSettings,
 };
 use paris_protocol::{
@@ -61,11 +60,6 @@ pub fn train_settings(manifest: &Manifest, part: Part) -> TrainSettings {
 /// What keys all randomness of a part's training.
 pub fn training_key(run: RunId, part: Part) -> [u8; 32] {
     Hash::of_fields("paris-node 1 training", &[&run.0.0, part.name().as_bytes()]).0
-}
-
-/// The run's text encoder.
-pub fn text_encoder(manifest: &Manifest) -> HashedText {
-    HashedText { tokens: manifest.text.tokens.into(), width: manifest.text.width.into() }
 }
 
 /// The shards of a part, each with its cluster.

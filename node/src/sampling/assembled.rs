@@ -13,15 +13,22 @@ use paris_model::{
     hub::{CodecSource, Exported, ExportedPart, TextSource, export},
     objective::Objective,
     parameters::Parameters,
+    pretrained::Network,
     router::Router,
     sampler::Calibration,
     tensor_file::TensorFile,
+    text::HashedText,
 };
-use paris_protocol::{codec::Wire, manifest::Manifest, mixture::Mixture as Record, part::Part};
+use paris_protocol::{
+    codec::Wire,
+    manifest::{ImageCodec, Manifest, TextEncoder},
+    mixture::Mixture as Record,
+    part::Part,
+};
 
 use super::{Drawing, Ingredients, Place};
 use crate::{
-    hex,
+    encoders, hex,
     runtime::{AssembledPart, Assembly, recipe},
 };
 
@@ -79,8 +86,13 @@ impl Assembled {
         self.missing.iter().map(Part::name).collect::<Vec<_>>().join(", ")
     }
 
-    /// Makes it ready to draw. Files are opened now and read when their part is first used, whatever becomes of their names meanwhile.
-    pub fn drawing(&self, place: Place) -> anyhow::Result<Drawing> {
+    /// Makes it ready to draw. Files are opened now and read when their part is first used, whatever becomes of their names meanwhile. The run's encoders
+    /// are read from the folder `encoders`.
+    pub fn drawing(&self, place: Place, encoders: &Path) -> anyhow::Result<Drawing> {
+        // First: what is missing is said before anything else is read.
+        let Manifest { encoders: named, text, image, .. } = &self.manifest;
+        let text = encoders::text_encoder(named.text, *text, encoders, &place.device)?;
+        let codec = encoders::image_codec(named.image, *image, encoders, &place.device)?;
         let (channels, size) = (usize::from(self.manifest.image.channels), usize::from(self.manifest.image.size));
         let mut configs: Vec<_> = self.manifest.clusters.iter().map(|_| None).collect();
         let mut experts: Vec<Option<(ExpertConfig, Weights)>> = self.manifest.clusters.iter().map(|_| None).collect();
@@ -111,14 +123,14 @@ impl Assembled {
             load: Box::new(load),
             router,
             calibration: None,
-            text: self.text_source(),
-            codec: CodecSource::Pixels,
+            text,
+            codec,
         };
         Drawing::new(ingredients, place)
     }
 
-    /// Writes it in the published layout, which has no word for a part that is missing.
-    pub fn export(&self, folder: &Path, calibration: Option<Calibration>) -> anyhow::Result<()> {
+    /// Writes it in the published layout, which has no word for a part that is missing. The run's encoders are copied from the folder `encoders`.
+    pub fn export(&self, folder: &Path, calibration: Option<Calibration>, encoders: &Path) -> anyhow::Result<()> {
         ensure!(
             self.missing.is_empty(),
             "a published mixture is whole, and of this one are missing: {}. With more --wait a peer may have them",
@@ -134,12 +146,38 @@ impl Assembled {
             }
         }
         let router = router.context("the run has no router")?;
-        let (text, codec) = (self.text_source(), CodecSource::Pixels);
+        let (text, codec) = (self.text_source(encoders)?, self.codec_source(encoders)?);
         Ok(export(folder, &Exported { experts, router, calibration, text, codec })?)
     }
 
-    fn text_source(&self) -> TextSource {
-        TextSource::Hashed(recipe::text_encoder(&self.manifest))
+    /// Where an export takes the text encoder from; files only if they are the run's.
+    fn text_source(&self, encoders: &Path) -> anyhow::Result<TextSource> {
+        let Manifest { encoders: named, text, .. } = &self.manifest;
+        match named.text {
+            TextEncoder::Hashed => {
+                Ok(TextSource::Hashed(HashedText { tokens: text.tokens.into(), width: text.width.into() }))
+            }
+            TextEncoder::Clip(_) => {
+                encoders::text_encoder(named.text, *text, encoders, &Device::Cpu)?;
+                let folder = encoders.join(Network::Clip.name());
+                Ok(TextSource::Files { encoder: folder.clone(), tokenizer: folder })
+            }
+            TextEncoder::MiniLm(_) => bail!(
+                "this run reads captions with all-MiniLM-L6-v2, for which the published layout has no word: only CLIP and the built-in encoder can be exported"
+            ),
+        }
+    }
+
+    /// Where an export takes the image codec from, likewise.
+    fn codec_source(&self, encoders: &Path) -> anyhow::Result<CodecSource> {
+        let Manifest { encoders: named, image, .. } = &self.manifest;
+        match named.image {
+            ImageCodec::Pixels => Ok(CodecSource::Pixels),
+            ImageCodec::Vae { .. } => {
+                encoders::image_codec(named.image, *image, encoders, &Device::Cpu)?;
+                Ok(CodecSource::Files(encoders.join(Network::Vae.name())))
+            }
+        }
     }
 }
 

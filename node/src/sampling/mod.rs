@@ -2,19 +2,20 @@
 
 mod assembled;
 
-use std::{fmt, rc::Rc};
+use std::{fmt, rc::Rc, sync::Arc};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use paris_model::{
     Device, Tensor,
     config::PartConfig,
     device::compute_precision,
     expert::Expert,
     hub::{CodecSource, Published, TextSource},
-    image_codec::{ImageCodec, Pixels},
+    image_codec::{ImageCodec, Pixels, Vae},
+    pretrained::{Files, Network},
     router::Router,
     sampler::{Calibration, Field, Mixture, Posterior, SampleSettings, Shelf, Step, sample},
-    text::TextEncoder,
+    text::{ClipText, TextEncoder},
 };
 
 pub use self::assembled::{Assembled, is_here, manifest_from_hex};
@@ -23,7 +24,7 @@ pub use self::assembled::{Assembled, is_here, manifest_from_hex};
 pub struct Drawing {
     mixture: Mixture,
     shelf: Rc<Shelf>,
-    text: Box<dyn TextEncoder>,
+    text: Arc<dyn TextEncoder>,
     codec: Box<dyn ImageCodec>,
     device: Device,
 }
@@ -38,8 +39,8 @@ struct Ingredients {
     load: Box<dyn Fn(usize) -> anyhow::Result<Box<dyn Field>>>,
     router: Option<Router>,
     calibration: Option<Calibration>,
-    text: TextSource,
-    codec: CodecSource,
+    text: Arc<dyn TextEncoder>,
+    codec: Box<dyn ImageCodec>,
 }
 
 /// Where to draw.
@@ -57,6 +58,8 @@ impl Drawing {
         let Published { experts, router, calibration, text, codec, .. } = published;
         let first = &experts.first().context("the mixture has no expert")?.config;
         let device = place.device.clone();
+        // First: what is missing is said before experts are read.
+        let (text, codec) = (text_encoder(&text, &device)?, image_codec(&codec, &device)?);
         Self::new(
             Ingredients {
                 shape: (first.channels, first.size, first.size),
@@ -91,7 +94,6 @@ impl Drawing {
             router: router.map(|it| Box::new(it) as Box<dyn Posterior>),
             calibration,
         };
-        let (text, codec) = (text_encoder(&text)?, image_codec(&codec)?);
         let (drawn, decoded) = (shape.0, codec.channels());
         ensure!(drawn == decoded, "the mixture draws {drawn} channels, and its image codec takes {decoded}");
         Ok(Self { mixture, shelf, text, codec, device })
@@ -116,7 +118,7 @@ impl Drawing {
     ) -> anyhow::Result<Tensor> {
         let (text, null) = (self.text.encode(captions, &self.device)?, self.text.encode(&[""], &self.device)?);
         let latents = sample(&self.mixture, &text, &null, settings, watch)?;
-        Ok(self.codec.decode(&latents.to_device(&Device::Cpu)?)?)
+        Ok(self.codec.decode(&latents)?.to_device(&Device::Cpu)?)
     }
 
     /// How experts came and went so far, in words.
@@ -131,22 +133,20 @@ impl Drawing {
     }
 }
 
-/// The text encoder of a mixture.
-fn text_encoder(source: &TextSource) -> anyhow::Result<Box<dyn TextEncoder>> {
-    match source {
-        TextSource::Hashed(encoder) => Ok(Box::new(*encoder)),
-        TextSource::Files { encoder, .. } => {
-            bail!("the mixture reads captions through {}, which this program cannot open", encoder.display())
+/// The text encoder of a published mixture: CLIP, or the built-in one of those that this program published.
+fn text_encoder(source: &TextSource, device: &Device) -> anyhow::Result<Arc<dyn TextEncoder>> {
+    Ok(match source {
+        TextSource::Hashed(encoder) => Arc::new(*encoder),
+        TextSource::Files { encoder, tokenizer } => {
+            Arc::new(ClipText::load(&Files::read_from(Network::Clip, encoder, tokenizer, None)?, device)?)
         }
-    }
+    })
 }
 
-/// The image codec of a mixture.
-fn image_codec(source: &CodecSource) -> anyhow::Result<Box<dyn ImageCodec>> {
-    match source {
-        CodecSource::Pixels => Ok(Box::new(Pixels)),
-        CodecSource::Files(codec) => {
-            bail!("the mixture draws latents of {}, which this program cannot open", codec.display())
-        }
-    }
+/// Its image codec.
+fn image_codec(source: &CodecSource, device: &Device) -> anyhow::Result<Box<dyn ImageCodec>> {
+    Ok(match source {
+        CodecSource::Pixels => Box::new(Pixels),
+        CodecSource::Files(codec) => Box::new(Vae::load(&Files::read_from(Network::Vae, codec, codec, None)?, device)?),
+    })
 }

@@ -50,6 +50,7 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> DirectoryError {
 #[derive(Clone, Debug)]
 pub struct DataDir {
     root: PathBuf,
+    encoders: Option<PathBuf>,
 }
 
 /// Held while this program uses the directory; the system drops it when the process ends, however it ends.
@@ -61,7 +62,13 @@ pub struct DirLock {
 impl DataDir {
     /// The directory at `root`; nothing is touched yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), encoders: None }
+    }
+
+    /// The same with pretrained encoders in another folder.
+    #[must_use]
+    pub fn with_encoders(self, encoders: Option<PathBuf>) -> Self {
+        Self { encoders, ..self }
     }
 
     /// Creates the directory where it is missing.
@@ -134,6 +141,11 @@ impl DataDir {
     /// The database's file.
     pub fn database_path(&self) -> PathBuf {
         self.root.join("node.redb")
+    }
+
+    /// The folder of pretrained encoders, a folder each.
+    pub fn encoders_path(&self) -> PathBuf {
+        self.encoders.clone().unwrap_or_else(|| self.root.join("encoders"))
     }
 
     /// The blob store's folder.

@@ -6,7 +6,8 @@ use paris_protocol::{
     hash::Hash,
     identity::Keypair,
     manifest::{
-        Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training, Transformer,
+        Admission, Cluster, Encoders, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training,
+        Transformer,
     },
 };
 
@@ -46,6 +47,7 @@ pub(crate) fn manifest(clusters: u8, quorum: u16) -> Manifest {
             replicas: 2,
         },
         admission: Admission::Open,
+        encoders: Encoders::default(),
     }
 }
 

@@ -1,9 +1,10 @@
 //! A manifest with a value out of range is refused, and the error names the field.
 
 use paris_protocol::{
+    codec::Wire,
     hash::Hash,
     identity::NodeId,
-    manifest::{Admission, Manifest, ManifestError, Shard},
+    manifest::{Admission, Encoders, ImageCodec, Manifest, ManifestError, Shard, TextEncoder, TextFiles},
 };
 
 use crate::common::manifest;
@@ -28,6 +29,7 @@ fn the_shape_of_data_is_bounded() {
     assert_eq!(refused(|it| it.clusters = vec![it.clusters[0].clone(); 1025]), "number of clusters");
     assert_eq!(refused(|it| it.image.channels = 0), "image channels");
     assert_eq!(refused(|it| it.image.channels = 65), "image channels");
+    assert_eq!(refused(|it| it.image.channels = 4), "image channels");
     assert_eq!(refused(|it| it.image.size = 0), "image size");
     assert_eq!(refused(|it| it.image.size = 1025), "image size");
     assert_eq!(refused(|it| it.text.tokens = 0), "text tokens");
@@ -37,6 +39,26 @@ fn the_shape_of_data_is_bounded() {
     let huge = Shard { hash: Hash::of(b""), bytes: (4 << 30) + 1, samples: 1 };
     assert_eq!(refused(|it| it.clusters[0].train.push(huge)), "shard length");
     assert_eq!(refused(|it| it.clusters[0].held_out.push(huge)), "shard length");
+}
+
+#[test]
+fn the_version_says_whether_encoders_are_named() {
+    let files = TextFiles { weights: Hash::of(b"weights"), tokenizer: Hash::of(b"tokenizer") };
+    let encoders = Encoders { text: TextEncoder::MiniLm(files), image: ImageCodec::Pixels };
+    assert_eq!(refused(|it| it.version = 2), "version");
+    assert_eq!(refused(|it| it.encoders = encoders), "version");
+    let named = Manifest { version: 2, encoders, ..manifest(2, 1) };
+    let bytes = named.to_bytes().unwrap();
+    assert_eq!(Manifest::read(&bytes).unwrap(), named);
+    assert_ne!(named.id().unwrap(), manifest(2, 1).id().unwrap());
+    // Cut anywhere, or with more behind it, it is no manifest.
+    for end in 0..bytes.len() {
+        assert!(Manifest::read(&bytes[..end]).is_err(), "{end}");
+    }
+    assert!(Manifest::read(&[&bytes[..], &[0]].concat()).is_err());
+    let built_in = manifest(2, 1).to_bytes().unwrap();
+    assert!(Manifest::read(&[&built_in[..], &[0]].concat()).is_err());
+    assert!(matches!(Manifest::read(&[&[3], &bytes[1..]].concat()), Err(ManifestError::Version(3))));
 }
 
 #[test]

@@ -10,7 +10,8 @@ use paris_protocol::{
     hash::Hash,
     identity::{Keypair, NodeId},
     manifest::{
-        Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training, Transformer,
+        Admission, Cluster, Encoders, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training,
+        Transformer,
     },
     message::Gossip,
     mixture::Mixture,
@@ -100,6 +101,7 @@ fn agent() -> Agent {
             replicas: 1,
         },
         admission: Admission::Open,
+        encoders: Encoders::default(),
     };
     let settings = Settings { capacity: 1, mirror: Mirror::Replicas };
     let keypair = Keypair::from_secret(&[1; 32]);

@@ -7,7 +7,8 @@ use clap::ValueEnum;
 use paris_protocol::{
     hash::Hash,
     manifest::{
-        Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training, Transformer,
+        Admission, Cluster, Encoders, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training,
+        Transformer,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -266,6 +267,7 @@ impl Scenario {
                 replicas,
             },
             admission: Admission::Open,
+            encoders: Encoders::default(),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::shard::{self, Layout, ShardError};
+use super::{Encoding, Layout, ShardError, caption_ends, read_captions};
 
 /// Why a shard's file can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +46,7 @@ pub struct ShardFile {
 }
 
 impl ShardFile {
-    /// Opens a file that anyone may have made, and checks all of it but the hash and the pixels, of which every value is one. It must stay as it is
-    /// from then on.
+    /// Opens a file that anyone may have made, and checks all of it but the hash. It must stay as it is from then on.
     pub fn open(path: &Path) -> Result<Self, ShardFileError> {
         let opened = File::open(path).map_err(ShardError::from).and_then(|file| Self::check(path, file));
         opened.map_err(|error| ShardFileError::Broken { path: path.to_owned(), error })
@@ -60,9 +59,11 @@ impl ShardFile {
         let mut ends = vec![0; 4 * layout.samples];
         file.seek(SeekFrom::Start(layout.caption_ends().start))?;
         file.read_exact(&mut ends)?;
-        let caption_ends = shard::caption_ends(&ends, layout.captions.end - layout.captions.start)?;
+        let caption_ends = caption_ends(&ends, layout.captions.end - layout.captions.start)?;
         file.seek(SeekFrom::Start(layout.captions.start))?;
-        shard::read_captions(&mut file, &caption_ends, |_| {})?;
+        read_captions(&mut file, &caption_ends, |_| {})?;
+        file.seek(SeekFrom::Start(layout.pictures.start))?;
+        layout.encoding.check(&mut file, layout.samples, layout.height, layout.width)?;
         Ok(Self { path: path.to_owned(), layout, caption_ends })
     }
 
@@ -72,12 +73,17 @@ impl ShardFile {
         self.layout.samples
     }
 
-    /// Height of every picture, in pixels.
+    /// What it keeps of each picture.
+    pub fn encoding(&self) -> Encoding {
+        self.layout.encoding
+    }
+
+    /// Height of every picture, in pixels; of every latent, in its positions.
     pub fn height(&self) -> usize {
         self.layout.height
     }
 
-    /// Width of every picture, in pixels.
+    /// Width of every picture or latent.
     pub fn width(&self) -> usize {
         self.layout.width
     }
@@ -87,11 +93,11 @@ impl ShardFile {
         &self.path
     }
 
-    /// Reads the pixels of `sample` into `pixels`: u8 RGB, `[height, width, 3]` row by row.
-    pub fn read_pixels(&self, sample: usize, pixels: &mut Vec<u8>) -> Result<(), ShardFileError> {
-        let bytes = (self.layout.height * self.layout.width * 3) as u64;
-        let at = self.layout.pixels.start + sample as u64 * bytes;
-        self.read(sample, at..at + bytes, pixels)
+    /// Reads the picture of `sample` into `picture`, in the bytes that the encoding describes.
+    pub fn read_picture(&self, sample: usize, picture: &mut Vec<u8>) -> Result<(), ShardFileError> {
+        let bytes = self.layout.encoding.bytes(self.layout.height, self.layout.width) as u64;
+        let at = self.layout.pictures.start + sample as u64 * bytes;
+        self.read(sample, at..at + bytes, picture)
     }
 
     /// Reads the caption of `sample`.

@@ -1,22 +1,11 @@
-//! Captions to vectors: what an encoder offers, and one that needs no download.
+//! A text encoder that needs no download.
 
 use std::collections::HashMap;
 
 use candle_core::{Device, Result, Tensor};
 
-use crate::batch::Text;
-
-/// A frozen encoder of captions. Equal captions give equal vectors, on every machine of a run.
-pub trait TextEncoder: Send + Sync {
-    /// Token vectors a caption gives; longer captions are cut, shorter ones padded.
-    fn tokens(&self) -> usize;
-
-    /// Values in one token vector, and in the pooled one.
-    fn width(&self) -> usize;
-
-    /// Encodes captions. The caption `""` is the null text of classifier-free guidance.
-    fn encode(&self, captions: &[&str], device: &Device) -> Result<Text>;
-}
+use super::TextEncoder;
+use crate::{batch::Text, pretrained::Identity};
 
 /// How much of a token is the word itself, next to its letters (which count as 1) and its place.
 const WORD_SHARE: f32 = 0.6;
@@ -42,6 +31,10 @@ pub struct HashedText {
 }
 
 impl TextEncoder for HashedText {
+    fn identity(&self) -> Identity {
+        Identity::built_in("hashed")
+    }
+
     fn tokens(&self) -> usize {
         self.tokens
     }

@@ -1,15 +1,9 @@
-//! Pictures to vectors whose distance says how alike they look: what clustering and the quality measures stand on.
+//! Features that need no download.
 
 use candle_core::{DType, Device, Result, Tensor};
 
-/// A frozen extractor of features.
-pub trait ImageFeatures: Send + Sync {
-    /// Values a picture gives.
-    fn width(&self) -> usize;
-
-    /// Features of pictures `[batch, 3, height, width]` in -1..1, as `[batch, features]`, f32.
-    fn extract(&self, pictures: &Tensor) -> Result<Tensor>;
-}
+use super::ImageFeatures;
+use crate::pretrained::Identity;
 
 /// Cells along each side of the layout grids.
 const CELLS: usize = 4;
@@ -41,6 +35,10 @@ const AXES: [(f32, f32); DIRECTIONS] = [
 pub struct ColourAndEdges;
 
 impl ImageFeatures for ColourAndEdges {
+    fn identity(&self) -> Identity {
+        Identity::built_in("colour-and-edges")
+    }
+
     fn width(&self) -> usize {
         LAYOUT + EDGES + HISTOGRAM
     }
