@@ -10,7 +10,7 @@ use paris_model::{
     batch::BatchSource,
     config::{ExpertConfig, PartConfig, RouterConfig},
     data::{Dataset, PrepareSettings, ShardInfo, Source, prepare},
-    distance::kernel_distance,
+    evaluation::kernel::kernel_distance,
     expert::Expert,
     features::{ColourAndEdges, ImageFeatures},
     parameters::Parameters,

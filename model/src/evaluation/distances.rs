@@ -1,0 +1,99 @@
+//! Drawn pictures against real ones, by named features.
+
+use candle_core::{Device, Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    frechet::{COMPONENTS, Moments, PrincipalComponents},
+    kernel::KernelSet,
+};
+use crate::features::ImageFeatures;
+
+/// Pictures whose features are computed at once.
+const BATCH: usize = 64;
+
+/// Features with the name that stands beside every number that they give.
+#[derive(Clone, Copy)]
+pub struct NamedFeatures<'a> {
+    /// Such as `ColourAndEdges`.
+    pub name: &'a str,
+    /// What computes them.
+    pub features: &'a dyn ImageFeatures,
+}
+
+impl NamedFeatures<'_> {
+    /// The features of pictures `[n, 3, height, width]` in -1..1, `[n, features]`.
+    pub fn extract(&self, pictures: &Tensor) -> Result<Tensor> {
+        let count = pictures.dim(0)?;
+        let part = |from: usize| self.features.extract(&pictures.narrow(0, from, BATCH.min(count - from))?);
+        Tensor::cat(&(0..count).step_by(BATCH).map(part).collect::<Result<Vec<_>>>()?, 0)
+    }
+}
+
+/// Real pictures, ready to be compared with.
+pub struct Reference<'a> {
+    features: NamedFeatures<'a>,
+    components: Option<PrincipalComponents>,
+    moments: Moments,
+    kernel: KernelSet,
+}
+
+/// How far pictures lie from a reference.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Distances {
+    /// The Fréchet distance; smaller is better.
+    pub frechet: f64,
+    /// The kernel distance; smaller is better.
+    pub kernel: f64,
+}
+
+impl<'a> Reference<'a> {
+    /// Real pictures `[n, 3, height, width]` in -1..1, to be compared with sets of `drawn` pictures. Where either are too few for a covariance of all
+    /// features, Fréchet distances are taken in the reference's principal components.
+    ///
+    /// # Errors
+    /// If there are fewer of either than for [`COMPONENTS`] principal components.
+    pub fn of(features: NamedFeatures<'a>, pictures: &Tensor, drawn: usize) -> Result<Self> {
+        let real = features.extract(&pictures.to_device(&Device::Cpu)?)?;
+        let (rows, width) = real.dims2()?;
+        let components = (rows.min(drawn) <= width).then(|| PrincipalComponents::of(&real)).transpose()?;
+        if components.is_some() && drawn <= COMPONENTS {
+            candle_core::bail!("distances take more than {COMPONENTS} drawn pictures, not {drawn}: draw more");
+        }
+        let kernel = KernelSet::of(&real)?;
+        let moments = match &components {
+            Some(components) => Moments::of(&components.project(&real)?)?,
+            None => Moments::of(&real)?,
+        };
+        Ok(Self { features, components, moments, kernel })
+    }
+
+    /// Real pictures in it.
+    pub fn pictures(&self) -> usize {
+        self.moments.rows()
+    }
+
+    /// What the Fréchet distance is called: `FD-FEATURES`, or `FD64-FEATURES` in 64 principal components.
+    pub fn frechet_name(&self) -> String {
+        let components = self.components.as_ref().map_or(String::new(), |_| COMPONENTS.to_string());
+        format!("FD{components}-{}", self.features.name)
+    }
+
+    /// What the kernel distance is called: `KD-FEATURES`.
+    pub fn kernel_name(&self) -> String {
+        format!("KD-{}", self.features.name)
+    }
+
+    /// How far pictures `[n, 3, height, width]` in -1..1 lie from it. What leaves that range is cut off, as in a file.
+    pub fn distances(&self, pictures: &Tensor) -> Result<Distances> {
+        let drawn = self.features.extract(&pictures.to_device(&Device::Cpu)?.clamp(-1f32, 1f32)?)?;
+        let moments = match &self.components {
+            Some(components) => Moments::of(&components.project(&drawn)?)?,
+            None => Moments::of(&drawn)?,
+        };
+        Ok(Distances {
+            frechet: self.moments.distance(&moments)?,
+            kernel: self.kernel.distance(&KernelSet::of(&drawn)?)?,
+        })
+    }
+}
