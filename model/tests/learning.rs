@@ -15,7 +15,7 @@ use paris_model::{
     features::{ColourAndEdges, ImageFeatures},
     parameters::Parameters,
     router::Router,
-    sampler::{Mixture, Reroute, Routing, SampleSettings, sample},
+    sampler::{Guidance, Mixture, Reroute, Routing, SampleSettings, Solver, sample},
     text::{HashedText, TextEncoder},
     trainer::{TrainSettings, Trainer},
 };
@@ -100,7 +100,12 @@ fn mixture(experts: &[Trainer], router: &Trainer) -> Mixture {
     };
     let open = |trainer| Some(Box::new(Expert::new(&expert, &weights(&self::expert(), trainer)).unwrap()) as Box<_>);
     let router = Router::new(&router_config, &weights(&self::router(), router)).unwrap();
-    Mixture { shape: (3, SIDE, SIDE), experts: experts.iter().map(open).collect(), router: Some(Box::new(router)) }
+    Mixture {
+        shape: (3, SIDE, SIDE),
+        experts: experts.iter().map(open).collect(),
+        router: Some(Box::new(router)),
+        calibration: None,
+    }
 }
 
 #[test]
@@ -137,11 +142,17 @@ fn experts_learn_their_clusters_and_their_mixture_draws_pictures_like_the_held_o
     let real = all.held_out.batch(&indices, &Device::Cpu).unwrap().images;
     let captions: Vec<String> = indices.iter().filter_map(|index| all.held_out.caption(*index).unwrap()).collect();
     let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
-    let settings =
-        SampleSettings { steps: 12, guidance: 2.0, routing: Routing::Top(2), reroute: Reroute::EveryStep, seed: 1 };
+    let settings = SampleSettings {
+        steps: 12,
+        solver: Solver::Euler,
+        guidance: Guidance::of(2.0),
+        routing: Routing::Top(2),
+        reroute: Reroute::EveryStep,
+        seed: 1,
+    };
     let distance = |mixture: &Mixture| {
         let encode = |captions: &[&str]| TEXT.encode(captions, &Device::Cpu).unwrap();
-        let drawn = sample(mixture, &encode(&captions), &encode(&[""]), &settings, &mut |_, _| {}).unwrap();
+        let drawn = sample(mixture, &encode(&captions), &encode(&[""]), &settings, &mut |_| {}).unwrap();
         let features = |pictures: &Tensor| ColourAndEdges.extract(pictures).unwrap();
         kernel_distance(&features(&drawn), &features(&real)).unwrap()
     };

@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 use paris_model::{
     batch::Text,
-    sampler::{Field, Mixture, Posterior, Reroute, Routing, SampleSettings, sample},
+    sampler::{Field, Guidance, Mixture, Posterior, Reroute, Routing, SampleSettings, Solver, sample},
 };
 
 /// The flow of a Gaussian N(mean, deviation^2) in every number: x_t = (1 - t) x_0 + t eps has a velocity in closed form.
@@ -74,6 +74,7 @@ fn mixture(experts: &[Option<Gaussian>], router: bool) -> Mixture {
         shape: (1, 1, 1),
         experts: experts.iter().map(field).collect(),
         router: router.then(|| Box::new(posterior) as Box<dyn Posterior>),
+        calibration: None,
     }
 }
 
@@ -84,11 +85,12 @@ fn captions(shifts: &[f32]) -> Text {
 }
 
 fn settings(routing: Routing, guidance: f64) -> SampleSettings {
-    SampleSettings { steps: 12, guidance, routing, reroute: Reroute::EveryStep, seed: 5 }
+    let guidance = Guidance::of(guidance);
+    SampleSettings { steps: 12, solver: Solver::Euler, guidance, routing, reroute: Reroute::EveryStep, seed: 5 }
 }
 
 fn draw(mixture: &Mixture, text: &Text, settings: SampleSettings) -> Vec<f32> {
-    let drawn = sample(mixture, text, &captions(&[0.0]), &settings, &mut |_, _| {}).unwrap();
+    let drawn = sample(mixture, text, &captions(&[0.0]), &settings, &mut |_| {}).unwrap();
     drawn.flatten_all().unwrap().to_vec1().unwrap()
 }
 
@@ -117,8 +119,8 @@ fn the_mixture_of_exact_fields_is_the_field_of_the_mixture() {
     let x = Tensor::from_slice(&points, (points.len(), 1, 1, 1), &Device::Cpu).unwrap();
     let text = captions(&[0.0; 5]);
     for t in [0.2, 0.5, 0.9] {
-        let weights = mixture.weights(&x, t, &text, Routing::Full).unwrap();
-        let mixed = mixture.velocity(&x, t, &text, &captions(&[0.0]), 1.0, &weights).unwrap();
+        let weights = mixture.weights(&x, t, &text, &Routing::Full).unwrap();
+        let mixed = mixture.velocity(&x, t, &text, &captions(&[0.0]), Guidance::NONE, &weights).unwrap();
         for (point, mixed) in points.iter().zip(mixed.flatten_all().unwrap().to_vec1::<f32>().unwrap()) {
             let expected = whole(f64::from(*point), t);
             assert!((f64::from(mixed) - expected).abs() < 1e-5, "at {point}, {t}: {mixed}, not {expected}");
@@ -144,7 +146,7 @@ fn equal_experts_draw_alike_under_any_routing() {
     let text = captions(&[0.0, 0.5, -0.5]);
     let alone = draw(&mixture(&[Some(one)], false), &text, settings(Routing::Full, 3.0));
     for routing in ROUTINGS {
-        let together = draw(&mixture(&[Some(one); 3], true), &text, settings(routing, 3.0));
+        let together = draw(&mixture(&[Some(one); 3], true), &text, settings(routing.clone(), 3.0));
         for (together, alone) in together.iter().zip(&alone) {
             assert!((together - alone).abs() < 1e-5, "{routing:?}: {together}, alone {alone}");
         }
@@ -157,9 +159,9 @@ fn guidance_before_mixing_is_guidance_after_mixing() {
     let x = Tensor::from_slice(&[0.3f32, -1.0], (2, 1, 1, 1), &Device::Cpu).unwrap();
     let (text, null) = (captions(&[0.4, -0.2]), captions(&[0.0]));
     for routing in ROUTINGS {
-        let weights = mixture.weights(&x, 0.6, &text, routing).unwrap();
+        let weights = mixture.weights(&x, 0.6, &text, &routing).unwrap();
         let velocity = |text: &Text, guidance: f64| {
-            let velocity = mixture.velocity(&x, 0.6, text, &null, guidance, &weights).unwrap();
+            let velocity = mixture.velocity(&x, 0.6, text, &null, Guidance::of(guidance), &weights).unwrap();
             velocity.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         let (guided, with, without) = (velocity(&text, 3.0), velocity(&text, 1.0), velocity(&captions(&[0.0; 2]), 1.0));
@@ -186,12 +188,12 @@ fn missing_experts_take_no_part() {
     let text = captions(&[0.0; 4]);
     let without_middle = mixture(&[Some(first), None, Some(last)], true);
     let x = Tensor::from_slice(&[0.5f32], (1, 1, 1, 1), &Device::Cpu).unwrap();
-    let weights = without_middle.weights(&x, 0.1, &captions(&[0.0]), Routing::Full).unwrap();
+    let weights = without_middle.weights(&x, 0.1, &captions(&[0.0]), &Routing::Full).unwrap();
     assert_eq!(weights[0][1], 0.0);
     assert!((weights[0].iter().sum::<f32>() - 1.0).abs() < 1e-6);
     let alone = draw(&mixture(&[Some(first)], false), &text, settings(Routing::Full, 1.0));
     let only_first = draw(&mixture(&[Some(first), None, None], true), &text, settings(Routing::Full, 1.0));
     assert_eq!(alone, only_first);
-    let none = sample(&mixture(&[None], true), &text, &captions(&[0.0]), &settings(Routing::Full, 1.0), &mut |_, _| {});
+    let none = sample(&mixture(&[None], true), &text, &captions(&[0.0]), &settings(Routing::Full, 1.0), &mut |_| {});
     assert!(none.unwrap_err().to_string().contains("no expert"));
 }

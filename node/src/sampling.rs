@@ -10,7 +10,7 @@ use paris_model::{
     image_codec::{ImageCodec, Pixels},
     parameters::Parameters,
     router::Router,
-    sampler::{Mixture, SampleSettings, sample},
+    sampler::{Mixture, SampleSettings, Step, sample},
     text::TextEncoder,
 };
 use paris_protocol::{codec::Wire, hash::Hash, manifest::Manifest, mixture::Mixture as Record, part::Part};
@@ -41,7 +41,7 @@ impl Drawing {
         let manifest = manifest_from_hex(&assembly.manifest)?;
         let (channels, size) = (usize::from(manifest.image.channels), usize::from(manifest.image.size));
         let experts = manifest.clusters.iter().map(|_| None).collect();
-        let mut mixture = Mixture { shape: (channels, size, size), experts, router: None };
+        let mut mixture = Mixture { shape: (channels, size, size), experts, router: None, calibration: None };
         let (mut used, mut missing) = (Vec::new(), Vec::new());
         for part in manifest.parts() {
             let Some(assembled) = assembly.parts.iter().find(|it| it.part == part.name() && it.path.is_some()) else {
@@ -95,11 +95,11 @@ impl Drawing {
         &self,
         captions: &[&str],
         settings: &SampleSettings,
-        progress: &mut dyn FnMut(usize, usize),
+        watch: &mut dyn FnMut(&Step),
     ) -> anyhow::Result<Tensor> {
         let encoder = recipe::text_encoder(&self.manifest);
         let (text, null) = (encoder.encode(captions, &self.device)?, encoder.encode(&[""], &self.device)?);
-        let latents = sample(&self.mixture, &text, &null, settings, progress)?;
+        let latents = sample(&self.mixture, &text, &null, settings, watch)?;
         Ok(Pixels.decode(&latents.to_device(&Device::Cpu)?)?)
     }
 }

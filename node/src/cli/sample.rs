@@ -7,7 +7,7 @@ use clap::{Args, builder::RangedU64ValueParser};
 use paris_model::{
     device::DeviceChoice,
     grid::Grid,
-    sampler::{Reroute, Routing, SampleSettings},
+    sampler::{Guidance, Reroute, Routing, SampleSettings, Solver},
 };
 use paris_protocol::hash::Hash;
 
@@ -86,7 +86,8 @@ impl Sample {
         let drawing = self.open(&dir).await?;
         let settings = SampleSettings {
             steps: self.steps,
-            guidance: self.cfg,
+            solver: Solver::Euler,
+            guidance: Guidance::of(self.cfg),
             routing: if self.top_k == 0 { Routing::Full } else { Routing::Top(self.top_k) },
             reroute: if self.route_once { Reroute::Once } else { Reroute::EveryStep },
             seed: self.seed,
@@ -95,7 +96,7 @@ impl Sample {
         let captions: Vec<&str> = self.prompts.iter().flat_map(|prompt| vec![prompt.as_str(); self.n]).collect();
         // Drawing keeps the processor busy for seconds: the runtime's threads go on meanwhile.
         let pictures = tokio::task::block_in_place(|| {
-            drawing.draw(&captions, &settings, &mut |step, _| bar.set_position(step as u64))
+            drawing.draw(&captions, &settings, &mut |step| bar.set_position(step.number as u64))
         })?;
         bar.finish_and_clear();
         Grid { columns: self.n, ..Grid::fitting(captions.len(), drawing.size()) }.write_png(&out, &pictures)?;
