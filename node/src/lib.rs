@@ -2,7 +2,7 @@
 //!
 //! `network` is the libp2p swarm (discovery, gossip, register exchange), `blobs` the iroh store and endpoint (checkpoints and shards), `store` what is
 //! kept on disk, [`history`] how training went here, [`memory`] what training may take of the machine's, [`runtime`] drives the protocol's agent and the
-//! trainers, [`api`] lets commands talk to the running node, [`cli`] is the command line.
+//! trainers, [`plot`] draws numbers, [`api`] lets commands talk to the running node, [`cli`] is the command line.
 
 pub mod api;
 pub mod blobs;
@@ -11,6 +11,7 @@ pub mod hex;
 pub mod history;
 pub mod memory;
 pub mod network;
+pub mod plot;
 pub mod runtime;
 pub mod sampling;
 pub mod status;

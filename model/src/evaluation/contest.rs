@@ -1,9 +1,11 @@
 //! Strategies against each other: the same captions and the same noise, drawn by each.
 
+use std::{collections::BTreeMap, fmt};
+
 use candle_core::{Device, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::distances::{Distances, Reference};
+use super::distances::Reference;
 use crate::{
     batch::{BatchSource, Text},
     image_codec::ImageCodec,
@@ -50,8 +52,8 @@ pub struct ContestSettings {
 /// What a strategy achieved.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Distances to the reference, seed by seed.
-    pub distances: Vec<Distances>,
+    /// Distances to the references by name, seed by seed.
+    pub distances: BTreeMap<String, Vec<f64>>,
     /// Share of pictures whose heaviest expert is the caption's cluster, step by step; empty where there is one expert only.
     pub agreement: Vec<f32>,
 }
@@ -65,6 +67,18 @@ pub struct Spread {
     pub deviation: f64,
 }
 
+/// As people write it: `top-2`.
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Top(k) => f.pad(&format!("top-{k}")),
+            Self::Full => f.pad("full"),
+            Self::Oracle => f.pad("oracle cluster"),
+            Self::Random => f.pad("random expert"),
+        }
+    }
+}
+
 impl Spread {
     /// Of these numbers.
     pub fn of(numbers: impl IntoIterator<Item = f64>) -> Self {
@@ -76,15 +90,23 @@ impl Spread {
     }
 }
 
-impl Outcome {
-    /// The Fréchet distance over the seeds.
-    pub fn frechet(&self) -> Spread {
-        Spread::of(self.distances.iter().map(|it| it.frechet))
+/// With as many digits as the deviation leaves meaning to.
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { mean, deviation } = self;
+        let largest = mean.abs().max(*deviation);
+        let decimals = if largest > 0.0 { (2.0 - largest.log10().floor()).clamp(0.0, 8.0) as usize } else { 0 };
+        match *deviation > 0.0 {
+            true => f.pad(&format!("{mean:.decimals$} ± {deviation:.decimals$}")),
+            false => f.pad(&format!("{mean:.decimals$}")),
+        }
     }
+}
 
-    /// The kernel distance over the seeds.
-    pub fn kernel(&self) -> Spread {
-        Spread::of(self.distances.iter().map(|it| it.kernel))
+impl Outcome {
+    /// A distance over the seeds; none if it was not measured.
+    pub fn spread(&self, distance: &str) -> Option<Spread> {
+        self.distances.get(distance).map(|by_seed| Spread::of(by_seed.iter().copied()))
     }
 }
 
@@ -180,7 +202,7 @@ fn heaviest(weights: &[f32]) -> usize {
     (1..weights.len()).fold(0, |best, next| if weights[next] > weights[best] { next } else { best })
 }
 
-/// Draws every prompt once a seed and says how far that is from the reference; the pictures of the first seed too. `progress` hears how many
+/// Draws every prompt once a seed and says how far that is from the references; the pictures of the first seed too. `progress` hears how many
 /// pictures are drawn, over all seeds.
 ///
 /// # Errors
@@ -190,17 +212,21 @@ pub fn compete(
     codec: &dyn ImageCodec,
     strategy: Strategy,
     prompts: &Prompts,
-    reference: &Reference,
+    references: &[Reference],
     settings: &ContestSettings,
     progress: &mut dyn FnMut(usize),
 ) -> Result<(Outcome, Tensor)> {
-    let mut distances = Vec::new();
+    let mut distances: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     let mut agreed = vec![0u32; settings.steps];
     let mut first = None;
     for (round, seed) in settings.seeds.iter().enumerate() {
         let mut of_round = |drawn| progress(round * prompts.len() + drawn);
         let (pictures, agreed_now) = draw(mixture, codec, strategy, prompts, settings, *seed, &mut of_round)?;
-        distances.push(reference.distances(&pictures)?);
+        for reference in references {
+            for (name, distance) in reference.distances(&pictures)? {
+                distances.entry(name).or_default().push(distance);
+            }
+        }
         agreed.iter_mut().zip(agreed_now).for_each(|(sum, now)| *sum += now);
         first.get_or_insert(pictures);
     }

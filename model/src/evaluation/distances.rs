@@ -1,7 +1,6 @@
 //! Drawn pictures against real ones, by named features.
 
 use candle_core::{Device, Result, Tensor};
-use serde::{Deserialize, Serialize};
 
 use super::{
     frechet::{COMPONENTS, Moments, PrincipalComponents},
@@ -38,15 +37,6 @@ pub struct Reference<'a> {
     kernel: KernelSet,
 }
 
-/// How far pictures lie from a reference.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Distances {
-    /// The Fréchet distance; smaller is better.
-    pub frechet: f64,
-    /// The kernel distance; smaller is better.
-    pub kernel: f64,
-}
-
 impl<'a> Reference<'a> {
     /// Real pictures `[n, 3, height, width]` in -1..1, to be compared with sets of `drawn` pictures. Where either are too few for a covariance of all
     /// features, Fréchet distances are taken in the reference's principal components.
@@ -73,27 +63,20 @@ impl<'a> Reference<'a> {
         self.moments.rows()
     }
 
-    /// What the Fréchet distance is called: `FD-FEATURES`, or `FD64-FEATURES` in 64 principal components.
-    pub fn frechet_name(&self) -> String {
-        let components = self.components.as_ref().map_or(String::new(), |_| COMPONENTS.to_string());
-        format!("FD{components}-{}", self.features.name)
-    }
-
-    /// What the kernel distance is called: `KD-FEATURES`.
-    pub fn kernel_name(&self) -> String {
-        format!("KD-{}", self.features.name)
-    }
-
-    /// How far pictures `[n, 3, height, width]` in -1..1 lie from it. What leaves that range is cut off, as in a file.
-    pub fn distances(&self, pictures: &Tensor) -> Result<Distances> {
+    /// How far pictures `[n, 3, height, width]` in -1..1 lie from it, smaller being better, by name: the Fréchet distance as `FD-FEATURES`, or
+    /// `FD64-FEATURES` where it is taken in 64 principal components, and the kernel distance as `KD-FEATURES`. What leaves the range is cut off, as in a
+    /// file.
+    ///
+    /// # Errors
+    /// If there are too few pictures, or candle refuses.
+    pub fn distances(&self, pictures: &Tensor) -> Result<[(String, f64); 2]> {
         let drawn = self.features.extract(&pictures.to_device(&Device::Cpu)?.clamp(-1f32, 1f32)?)?;
-        let moments = match &self.components {
-            Some(components) => Moments::of(&components.project(&drawn)?)?,
-            None => Moments::of(&drawn)?,
+        let (moments, components) = match &self.components {
+            Some(components) => (Moments::of(&components.project(&drawn)?)?, COMPONENTS.to_string()),
+            None => (Moments::of(&drawn)?, String::new()),
         };
-        Ok(Distances {
-            frechet: self.moments.distance(&moments)?,
-            kernel: self.kernel.distance(&KernelSet::of(&drawn)?)?,
-        })
+        let kernel = self.kernel.distance(&KernelSet::of(&drawn)?)?;
+        let name = self.features.name;
+        Ok([(format!("FD{components}-{name}"), self.moments.distance(&moments)?), (format!("KD-{name}"), kernel)])
     }
 }

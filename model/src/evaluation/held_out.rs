@@ -19,7 +19,7 @@ const BATCH: usize = 64;
 pub struct HeldOut<'a> {
     /// The samples.
     pub data: &'a dyn BatchSource,
-    /// At most so many of them are asked about, from the first.
+    /// At most so many of them are asked about, evenly over all.
     pub samples: usize,
     /// Times at which each is asked about: one in each of so many equal parts of 0..1.
     pub draws: usize,
@@ -35,7 +35,7 @@ pub(super) struct Question {
     pub(super) point: Noised,
     /// When, 0..1.
     pub(super) times: Vec<f32>,
-    /// Their places in the data.
+    /// Their places among those that are asked about.
     pub(super) samples: Vec<usize>,
 }
 
@@ -54,9 +54,11 @@ impl HeldOut<'_> {
         }
         let mut key = [0; 32];
         key[..8].copy_from_slice(&self.seed.to_le_bytes());
-        let all: Vec<usize> = (0..self.data.len().min(self.samples)).collect();
+        let count = self.data.len().min(self.samples);
+        let all: Vec<usize> = (0..count).collect();
         for samples in all.chunks(BATCH) {
-            let batch = self.data.batch(samples, &Device::Cpu)?.to_device(device)?;
+            let indices: Vec<usize> = samples.iter().map(|place| place * self.data.len() / count).collect();
+            let batch = self.data.batch(&indices, &Device::Cpu)?.to_device(device)?;
             for draw in 0..self.draws {
                 let stream =
                     |purpose, place: usize| Stream::new(&key, purpose, (samples[place] * self.draws + draw) as u64);

@@ -1,9 +1,14 @@
 //! Every expert's loss on every cluster's held-out samples: each should be best on its own.
 
+use std::fmt;
+
 use candle_core::{D, Device, Result};
 use serde::{Deserialize, Serialize};
 
-use super::held_out::{ByTime, HeldOut};
+use super::{
+    held_out::{ByTime, HeldOut},
+    table::Table,
+};
 use crate::{report::LossByTime, sampler::Field};
 
 /// The loss of one model on each cluster.
@@ -33,15 +38,34 @@ impl LossMatrix {
         Ok(())
     }
 
-    /// Clusters whose own expert has the lowest loss of all experts, and clusters.
-    pub fn diagonal_wins(&self) -> (usize, usize) {
+    /// Clusters whose own expert has the lowest loss of all experts.
+    pub fn diagonal_wins(&self) -> usize {
         let clusters = self.rows.first().map_or(0, |row| row.clusters.len());
-        let experts = &self.rows[..clusters.min(self.rows.len())];
-        let best = |cluster: usize| {
-            let loss = |expert: &usize| experts[*expert].clusters[cluster].mean;
-            (0..experts.len()).min_by(|a, b| loss(a).total_cmp(&loss(b)))
-        };
-        ((0..clusters).filter(|cluster| best(*cluster) == Some(*cluster)).count(), clusters)
+        (0..clusters).filter(|cluster| self.best_expert(*cluster) == Some(*cluster)).count()
+    }
+
+    /// The expert, by its row, with the lowest loss on a cluster.
+    fn best_expert(&self, cluster: usize) -> Option<usize> {
+        let clusters = self.rows.first().map_or(0, |row| row.clusters.len());
+        let loss = |expert: &usize| self.rows[*expert].clusters[cluster].mean;
+        (0..clusters.min(self.rows.len())).min_by(|a, b| loss(a).total_cmp(&loss(b)))
+    }
+}
+
+/// Rows of models, a column a cluster, means over all times; what is lowest of the experts is marked.
+impl fmt::Display for LossMatrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let clusters = self.rows.first().map_or(0, |row| row.clusters.len());
+        let head = (0..clusters).map(|cluster| format!("cluster {cluster}"));
+        let mut table = Table::new(["held-out loss".to_owned()].into_iter().chain(head));
+        for row in &self.rows {
+            let cells = row.clusters.iter().enumerate().map(|(cluster, loss)| match self.best_expert(cluster) {
+                Some(best) if self.rows[best].model == row.model => format!("**{:.4}**", loss.mean),
+                _ => format!("{:.4}", loss.mean),
+            });
+            table.add([row.model.clone()].into_iter().chain(cells));
+        }
+        table.fmt(f)
     }
 }
 

@@ -5,6 +5,7 @@
 //! - [`classification`]: how well a router tells clusters apart, and its temperatures
 //! - [`frechet`], [`kernel`], [`distances`]: how far drawn pictures lie from real ones, by named features
 //! - [`contest`]: strategies against each other
+//! - [`table`]: how all that is written
 //!
 //! A distance is called by its features: FD-ColourAndEdges is not FID, and says nothing beside it.
 
@@ -15,3 +16,4 @@ pub mod frechet;
 pub mod held_out;
 pub mod kernel;
 pub mod losses;
+pub mod table;

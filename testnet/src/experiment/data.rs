@@ -1,0 +1,110 @@
+//! The pictures of an experiment: prepared once, opened cluster by cluster and all together.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, bail};
+use paris_model::{
+    Device, Tensor,
+    batch::{BatchSource, Text},
+    data::{Dataset, PrepareSettings, Prepared, ShardInfo, Source, prepare, prepared::FILE_NAME},
+    evaluation::contest::Prompts,
+    features::ImageFeatures,
+    text::{HashedText, TextEncoder},
+};
+
+/// Real pictures that drawn ones are compared with, at most.
+const REFERENCE_MAX: usize = 10_000;
+/// Pictures that are read at once.
+const READ_AT_ONCE: usize = 256;
+
+/// Pictures to train on and held out.
+pub(super) struct Pictures {
+    pub(super) train: Arc<Dataset>,
+    pub(super) held_out: Arc<Dataset>,
+}
+
+/// Everything prepared.
+pub(super) struct Data {
+    /// By cluster.
+    pub(super) clusters: Vec<Pictures>,
+    /// Of all clusters.
+    pub(super) all: Pictures,
+    /// The encoding of "".
+    pub(super) null: Text,
+}
+
+/// Prepares `source` into `folder`, or takes what was prepared there with the same settings. Returns BLAKE3 of its record.
+pub(super) fn prepared(
+    source: &Path,
+    folder: &Path,
+    settings: &PrepareSettings,
+    features: &dyn ImageFeatures,
+) -> anyhow::Result<String> {
+    let record = folder.join(FILE_NAME);
+    match record.exists() {
+        true if Prepared::read(folder)?.settings != *settings => bail!(
+            "{} was prepared with other settings: use another --out, or the settings it was begun with",
+            folder.display()
+        ),
+        true => {}
+        false => {
+            println!("preparing {}", source.display());
+            let prepared = prepare(&Source::open(source)?, folder, settings, features, &mut |_| {})?;
+            for (number, cluster) in prepared.clusters.iter().enumerate() {
+                let count = |shards: &[ShardInfo]| shards.iter().map(|shard| shard.samples).sum::<usize>();
+                let (train, held_out) = (count(&cluster.train), count(&cluster.held_out));
+                println!("cluster {number}: {train} pictures to train on, {held_out} held out");
+            }
+        }
+    }
+    let bytes = fs::read(&record).with_context(|| format!("reading {}", record.display()))?;
+    Ok(blake3::hash(&bytes).to_hex().to_string())
+}
+
+impl Data {
+    /// Opens what was prepared in `folder`.
+    pub(super) fn open(folder: &Path, text: HashedText) -> anyhow::Result<Self> {
+        let prepared = Prepared::read(folder)?;
+        let encoder: Arc<dyn TextEncoder> = Arc::new(text);
+        let open = |shards: Vec<(PathBuf, u32)>| anyhow::Ok(Arc::new(Dataset::open(shards, encoder.clone())?));
+        let files = |shards: &[ShardInfo], label: usize| -> Vec<(PathBuf, u32)> {
+            shards.iter().map(|shard| (shard.path(folder), label as u32)).collect()
+        };
+        let (mut clusters, mut train, mut held_out) = (Vec::new(), Vec::new(), Vec::new());
+        for (label, cluster) in prepared.clusters.iter().enumerate() {
+            let (own_train, own_held_out) = (files(&cluster.train, label), files(&cluster.held_out, label));
+            clusters.push(Pictures { train: open(own_train.clone())?, held_out: open(own_held_out.clone())? });
+            train.extend(own_train);
+            held_out.extend(own_held_out);
+        }
+        let all = Pictures { train: open(train)?, held_out: open(held_out)? };
+        Ok(Self { clusters, all, null: encoder.encode(&[""], &Device::Cpu)? })
+    }
+
+    /// Training pictures to compare with, evenly over all, `[n, 3, size, size]`.
+    pub(super) fn reference(&self) -> anyhow::Result<Tensor> {
+        pictures(&self.all.train, REFERENCE_MAX)
+    }
+
+    /// As many held-out pictures as there are, up to `most`.
+    pub(super) fn held_out(&self, most: usize) -> anyhow::Result<Tensor> {
+        pictures(&self.all.held_out, most)
+    }
+
+    /// Held-out captions to draw.
+    pub(super) fn prompts(&self, count: usize, seed: u64, device: &Device) -> anyhow::Result<Prompts> {
+        Ok(Prompts::of(&*self.all.held_out, &self.null, count, seed, device)?)
+    }
+}
+
+/// Up to `most` pictures, evenly over the data.
+fn pictures(data: &Dataset, most: usize) -> anyhow::Result<Tensor> {
+    let count = data.len().min(most);
+    let indices: Vec<usize> = (0..count).map(|place| place * data.len() / count).collect();
+    let read = |indices: &[usize]| Ok(data.batch(indices, &Device::Cpu)?.images);
+    Ok(Tensor::cat(&indices.chunks(READ_AT_ONCE).map(read).collect::<anyhow::Result<Vec<_>>>()?, 0)?)
+}
