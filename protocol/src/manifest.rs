@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    checkpoint::{BLOB_BYTES_MAX, Blob},
     codec::{CodecError, Wire},
     hash::Hash,
     identity::NodeId,
@@ -13,8 +14,10 @@ use crate::{
 
 /// The most clusters a run may have.
 pub const CLUSTERS_MAX: usize = 1024;
-/// The version this code writes and reads.
+/// The version of a manifest without a base checkpoint.
 pub const MANIFEST_VERSION: u16 = 1;
+/// The version of one that names a base checkpoint, and the latest that this code reads.
+pub const BASE_VERSION: u16 = 2;
 
 /// A run's name on the network: the BLAKE3 hash of its manifest's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -35,7 +38,7 @@ impl fmt::Debug for RunId {
 /// One training effort.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Format version, [`MANIFEST_VERSION`].
+    /// Format version: [`MANIFEST_VERSION`], or [`BASE_VERSION`] with a base.
     pub version: u16,
     /// What people call the run; at most 100 bytes.
     pub name: String,
@@ -59,6 +62,29 @@ pub struct Manifest {
     pub ownership: Ownership,
     /// Who may own parts.
     pub admission: Admission,
+    /// The weights that every expert's training starts from, of exactly the experts' shape; random ones if none are named. Last, and nothing at all on the
+    /// wire if none are, so that a run of version 1 keeps its id.
+    #[serde(with = "blob_or_end")]
+    pub base: Option<Blob>,
+}
+
+/// A blob, or the end of the bytes.
+mod blob_or_end {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::checkpoint::Blob;
+
+    pub(super) fn serialize<S: Serializer>(blob: &Option<Blob>, serializer: S) -> Result<S::Ok, S::Error> {
+        match blob {
+            Some(blob) => blob.serialize(serializer),
+            None => serializer.serialize_unit(),
+        }
+    }
+
+    /// What is no blob is none; that nothing is left over is checked by whoever compares the wire form.
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Blob>, D::Error> {
+        Ok(Blob::deserialize(deserializer).ok())
+    }
 }
 
 /// The shape of a picture, or of a latent.
@@ -179,7 +205,7 @@ pub enum ManifestError {
     },
     /// Written for another version of the software.
     #[error(
-        "the manifest has version {0}, this program reads version {MANIFEST_VERSION}: use the release that the run was made with"
+        "the manifest has version {0}, this program reads up to version {BASE_VERSION}: use the release that the run was made with"
     )]
     Version(u16),
 }
@@ -199,7 +225,9 @@ impl Manifest {
     pub fn read(bytes: &[u8]) -> Result<Self, ManifestError> {
         // The version stands first, so that a newer manifest is called newer, not garbage.
         match bytes.first() {
-            Some(&version) if u16::from(version) != MANIFEST_VERSION => Err(ManifestError::Version(version.into())),
+            Some(&version) if !(MANIFEST_VERSION..=BASE_VERSION).contains(&version.into()) => {
+                Err(ManifestError::Version(version.into()))
+            }
             _ => {
                 let manifest = Self::from_bytes(bytes)?;
                 manifest.check()?;
@@ -250,9 +278,11 @@ impl Manifest {
                 false => Err(ManifestError::Field { field, value: value.to_string(), needed }),
             }
         }
-        if self.version != MANIFEST_VERSION {
+        if !(MANIFEST_VERSION..=BASE_VERSION).contains(&self.version) {
             return Err(ManifestError::Version(self.version));
         }
+        let is_of_version = (self.version == BASE_VERSION) == self.base.is_some();
+        range("version", self.version, is_of_version, "2 with a base checkpoint, 1 without")?;
         range("name", format!("{} bytes", self.name.len()), self.name.len() <= 100, "at most 100 bytes")?;
         let clusters = self.clusters.len();
         range("number of clusters", clusters, (1..=CLUSTERS_MAX).contains(&clusters), "1 to 1024")?;
@@ -285,6 +315,10 @@ impl Manifest {
         range("ttl", ttl, ttl >= 3 * u64::from(times.heartbeat_ms), "three heartbeats or more")?;
         range("checkpoint interval", times.checkpoint_ms, times.checkpoint_ms >= 100, "100 ms or more")?;
         range("quorum", times.quorum, (1..=64).contains(&times.quorum), "1 to 64")?;
+        if let Some(base) = self.base {
+            let bytes = base.bytes;
+            range("base checkpoint's length", bytes, (1..=BLOB_BYTES_MAX).contains(&bytes), "1 byte to 64 GiB")?;
+        }
         for cluster in &self.clusters {
             let samples: u64 = cluster.train.iter().map(|shard| u64::from(shard.samples)).sum();
             range("training samples of a cluster", samples, samples > 0, "1 or more")?;

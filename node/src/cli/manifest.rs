@@ -1,15 +1,26 @@
 //! `paris-node manifest`
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use paris_model::data::{Prepared, ShardInfo, prepared::FILE_NAME};
+use paris_model::{
+    Device,
+    data::{Prepared, ShardInfo, prepared::FILE_NAME},
+    parameters::Parameters,
+};
 use paris_protocol::{
+    checkpoint::{BLOB_BYTES_MAX, Blob},
     codec::Wire,
+    hash::Hash,
     identity::NodeId,
     manifest::{
-        Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training, Transformer,
+        Admission, BASE_VERSION, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training,
+        Transformer,
     },
     part::Part,
     ticket::Ticket,
@@ -18,7 +29,7 @@ use paris_protocol::{
 use crate::{
     api::Client,
     blobs::{Blobs, BlobsConfig},
-    runtime::{MANIFEST_TAG, recipe, shard_tag},
+    runtime::{BASE_TAG, MANIFEST_TAG, recipe, shard_tag},
     sampling::manifest_from_hex,
     store::{DataDir, Database},
 };
@@ -66,6 +77,9 @@ pub(super) struct New {
     /// Attention heads of the router.
     #[arg(long, default_value_t = 4, help_heading = "Models")]
     router_heads: u16,
+    /// Weights that every expert starts from, as `paris-node train base` writes them with the same shape; random ones if not given.
+    #[arg(long, value_name = "FILE", help_heading = "Models")]
+    base: Option<PathBuf>,
     /// A router that does not read the caption, as published. It cannot follow a prompt from pure noise.
     #[arg(long, help_heading = "Models")]
     router_without_caption: bool,
@@ -147,10 +161,15 @@ impl New {
             );
         }
         let prepared = Prepared::read(&self.data)?;
-        let manifest = self.manifest(&prepared, dir.keypair()?.id())?;
+        let base = self.base.as_deref().map(read_base).transpose()?;
+        let manifest = self.manifest(&prepared, base.as_deref(), dir.keypair()?.id())?;
         manifest.check()?;
         for part in manifest.parts() {
             recipe::part_config(&manifest, part).validate().with_context(|| format!("the {part} cannot be built"))?;
+        }
+        if let (Some(base), Some(path)) = (&base, &self.base) {
+            Parameters::load(&recipe::part_config(&manifest, Part::Expert(0)), base, &Device::Cpu)
+                .with_context(|| format!("{} is not the base of these experts", path.display()))?;
         }
         let (run, bytes) = (manifest.id()?, manifest.to_bytes()?);
         let size = usize::from(manifest.image.size);
@@ -167,7 +186,7 @@ impl New {
         // Nothing is served yet: loopback will do.
         let bind = vec![(Ipv4Addr::LOCALHOST, 0).into()];
         let blobs = Blobs::start(BlobsConfig { bind, ..BlobsConfig::new(dir.secret()?, dir.blobs_path()) }).await?;
-        let stored = self.store(&blobs, &prepared, bytes.clone()).await;
+        let stored = self.store(&blobs, &prepared, bytes.clone(), base).await;
         blobs.shutdown().await;
         stored?;
         let database = Database::open(dir)?;
@@ -178,16 +197,25 @@ impl New {
         Ok(())
     }
 
-    /// Puts the manifest and every shard into the node's blob store.
-    async fn store(&self, blobs: &Blobs, prepared: &Prepared, manifest: Vec<u8>) -> anyhow::Result<()> {
+    /// Puts the manifest, every shard and the base into the node's blob store.
+    async fn store(
+        &self,
+        blobs: &Blobs,
+        prepared: &Prepared,
+        manifest: Vec<u8>,
+        base: Option<Vec<u8>>,
+    ) -> anyhow::Result<()> {
         blobs.add_bytes(MANIFEST_TAG, manifest).await?;
+        if let Some(base) = base {
+            blobs.add_bytes(BASE_TAG, base).await?;
+        }
         for info in shards(prepared) {
             blobs.add_file(&shard_tag(&info.hash.parse()?), &info.path(&self.data)).await?;
         }
         Ok(())
     }
 
-    fn manifest(&self, prepared: &Prepared, organiser: NodeId) -> anyhow::Result<Manifest> {
+    fn manifest(&self, prepared: &Prepared, base: Option<&[u8]>, organiser: NodeId) -> anyhow::Result<Manifest> {
         let shards = |shards: &[ShardInfo]| shards.iter().map(shard).collect::<anyhow::Result<Vec<_>>>();
         let clusters = prepared
             .clusters
@@ -203,7 +231,7 @@ impl New {
             steps: self.steps,
         };
         Ok(Manifest {
-            version: MANIFEST_VERSION,
+            version: if base.is_some() { BASE_VERSION } else { MANIFEST_VERSION },
             name: self.name.clone(),
             image: Image { channels: 3, size: u16::try_from(prepared.settings.size)? },
             text: TextShape { tokens: self.text_tokens, width: self.text_width },
@@ -229,6 +257,7 @@ impl New {
                 replicas: self.replicas,
             },
             admission: self.admission(organiser),
+            base: base.map(|base| Blob { hash: Hash::of(base), bytes: base.len() as u64 }),
         })
     }
 
@@ -242,6 +271,16 @@ impl New {
         keys.dedup();
         Admission::AllowList(keys)
     }
+}
+
+/// A base checkpoint's bytes.
+fn read_base(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let reading = || format!("reading the base checkpoint {}", path.display());
+    let bytes = path.metadata().with_context(reading)?.len();
+    if bytes > BLOB_BYTES_MAX {
+        bail!("{} has {bytes} bytes: no checkpoint has more than {BLOB_BYTES_MAX}", path.display());
+    }
+    fs::read(path).with_context(reading)
 }
 
 fn shards(prepared: &Prepared) -> impl Iterator<Item = &ShardInfo> {
@@ -279,6 +318,9 @@ impl Inspect {
         }
         println!("run    {} {:?}", manifest.id()?.0, manifest.name);
         println!("models {}", summary(&manifest));
+        if let Some(base) = manifest.base {
+            println!("base   {} ({} bytes), from which every expert starts", base.hash, base.bytes);
+        }
         for (number, cluster) in manifest.clusters.iter().enumerate() {
             let count = |shards: &[Shard]| shards.iter().map(|shard| shard.samples).sum::<u32>();
             let (train, held_out) = (count(&cluster.train), count(&cluster.held_out));

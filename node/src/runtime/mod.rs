@@ -52,6 +52,8 @@ use crate::{
 const CALLS_MAX: usize = 64;
 /// The name under which the blob store keeps the manifest, for those who join.
 pub(crate) const MANIFEST_TAG: &str = "manifest";
+/// The name under which the blob store keeps the base checkpoint.
+pub(crate) const BASE_TAG: &str = "base";
 /// How long a manifest is waited for before the attempt is reported.
 const MANIFEST_WAIT: Duration = Duration::from_secs(5);
 

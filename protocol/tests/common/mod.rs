@@ -46,6 +46,7 @@ pub(crate) fn manifest(clusters: u8, quorum: u16) -> Manifest {
             replicas: 2,
         },
         admission: Admission::Open,
+        base: None,
     }
 }
 

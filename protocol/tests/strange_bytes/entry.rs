@@ -100,6 +100,7 @@ fn agent() -> Agent {
             replicas: 1,
         },
         admission: Admission::Open,
+        base: None,
     };
     let settings = Settings { capacity: 1, mirror: Mirror::Replicas };
     let keypair = Keypair::from_secret(&[1; 32]);

@@ -266,6 +266,7 @@ impl Scenario {
                 replicas,
             },
             admission: Admission::Open,
+            base: None,
         }
     }
 }
