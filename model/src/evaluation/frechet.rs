@@ -2,7 +2,8 @@
 //! 1706.08500, section 3; Dowson and Landau, 1982).
 
 use candle_core::{DType, Device, Result, Tensor};
-use nalgebra::{DMatrix, DVector, SymmetricEigen};
+
+use super::symmetric::Eigen;
 
 /// Principal components that distances are taken in where there are too few pictures for all features.
 pub const COMPONENTS: usize = 64;
@@ -10,8 +11,10 @@ pub const COMPONENTS: usize = 64;
 /// Mean and covariance of a set's features, f64.
 pub struct Moments {
     rows: usize,
-    mean: DVector<f64>,
-    covariance: DMatrix<f64>,
+    /// `[1, width]`.
+    mean: Tensor,
+    /// `[width, width]`.
+    covariance: Tensor,
 }
 
 impl Moments {
@@ -33,16 +36,12 @@ impl Moments {
     }
 
     fn unchecked(features: &Tensor) -> Result<Self> {
-        let (rows, width) = features.dims2()?;
+        let rows = features.dim(0)?;
         let features = features.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
         let mean = features.mean_keepdim(0)?;
         let centred = features.broadcast_sub(&mean)?;
         let covariance = (centred.t()?.matmul(&centred)? / (rows.max(2) - 1) as f64)?;
-        Ok(Self {
-            rows,
-            mean: DVector::from_vec(mean.flatten_all()?.to_vec1()?),
-            covariance: DMatrix::from_vec(width, width, covariance.flatten_all()?.to_vec1()?),
-        })
+        Ok(Self { rows, mean, covariance })
     }
 
     /// The squared Fréchet distance: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). 0 for equal moments, larger the more they differ. It is biased: a
@@ -53,16 +52,17 @@ impl Moments {
     /// # Errors
     /// If the widths differ.
     pub fn distance(&self, other: &Self) -> Result<f64> {
-        if self.mean.len() != other.mean.len() {
-            candle_core::bail!("a Fréchet distance of {} features and {}", self.mean.len(), other.mean.len());
+        let ((_, width), (_, others)) = (self.mean.dims2()?, other.mean.dims2()?);
+        if width != others {
+            candle_core::bail!("a Fréchet distance of {width} features and {others}");
         }
         // The eigenvalues of C1 C2 are those of the symmetric C1^(1/2) C2 C1^(1/2), which has real ones.
-        let root = square_root(&self.covariance);
-        let product = &root * &other.covariance * &root;
-        let product = (&product + product.transpose()) * 0.5;
-        let of_product: f64 = product.symmetric_eigenvalues().iter().map(|value| value.max(0.0).sqrt()).sum();
-        let apart = (&self.mean - &other.mean).norm_squared();
-        Ok(apart + self.covariance.trace() + other.covariance.trace() - 2.0 * of_product)
+        let root = square_root(&self.covariance)?;
+        let product = root.matmul(&other.covariance)?.matmul(&root)?;
+        let values = Eigen::of(numbers(&((&product + product.t()?)? / 2.0)?)?, width, false).values;
+        let of_product: f64 = values.iter().map(|value| value.max(0.0).sqrt()).sum();
+        let apart = (&self.mean - &other.mean)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+        Ok(apart + trace(&self.covariance)? + trace(&other.covariance)? - 2.0 * of_product)
     }
 
     /// Pictures that the moments are of.
@@ -72,10 +72,21 @@ impl Moments {
 }
 
 /// The root of a matrix that is symmetric and has no eigenvalue below 0 but by rounding.
-fn square_root(matrix: &DMatrix<f64>) -> DMatrix<f64> {
-    let SymmetricEigen { eigenvectors, eigenvalues } = SymmetricEigen::new(matrix.clone());
-    let roots = DMatrix::from_diagonal(&eigenvalues.map(|value| value.max(0.0).sqrt()));
-    &eigenvectors * roots * eigenvectors.transpose()
+fn square_root(matrix: &Tensor) -> Result<Tensor> {
+    let width = matrix.dim(0)?;
+    let Eigen { values, vectors } = Eigen::of(numbers(matrix)?, width, true);
+    let vectors = Tensor::from_vec(vectors, (width, width), &Device::Cpu)?;
+    let roots: Vec<f64> = values.iter().map(|value| value.max(0.0).sqrt()).collect();
+    let scaled = vectors.broadcast_mul(&Tensor::from_vec(roots, (width, 1), &Device::Cpu)?)?;
+    vectors.t()?.matmul(&scaled)
+}
+
+fn numbers(matrix: &Tensor) -> Result<Vec<f64>> {
+    matrix.flatten_all()?.to_vec1()
+}
+
+fn trace(matrix: &Tensor) -> Result<f64> {
+    Ok(numbers(matrix)?.iter().step_by(matrix.dim(0)? + 1).sum())
 }
 
 /// The directions in which a set of features varies most: [`COMPONENTS`] numbers that small sets have a covariance of.
@@ -97,16 +108,13 @@ impl PrincipalComponents {
             candle_core::bail!("{components} principal components take more than {components} pictures, not {rows}");
         }
         let moments = Moments::unchecked(reference)?;
-        let SymmetricEigen { eigenvectors, eigenvalues } = SymmetricEigen::new(moments.covariance);
+        let Eigen { values, vectors } = Eigen::of(numbers(&moments.covariance)?, width, true);
         let mut order: Vec<usize> = (0..width).collect();
-        order.sort_by(|a, b| eigenvalues[*b].total_cmp(&eigenvalues[*a]));
-        let columns: Vec<f64> = order[..components]
-            .iter()
-            .flat_map(|column| eigenvectors.column(*column).iter().copied().collect::<Vec<_>>())
-            .collect();
-        let directions = Tensor::from_vec(columns, (components, width), &Device::Cpu)?.t()?.contiguous()?;
-        let mean = Tensor::from_vec(moments.mean.as_slice().to_vec(), (1, width), &Device::Cpu)?;
-        Ok(Self { mean, directions })
+        order.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
+        let rows: Vec<f64> =
+            order[..components].iter().flat_map(|row| &vectors[row * width..][..width]).copied().collect();
+        let directions = Tensor::from_vec(rows, (components, width), &Device::Cpu)?.t()?.contiguous()?;
+        Ok(Self { mean: moments.mean, directions })
     }
 
     /// Features `[n, width]` in these directions, `[n, components]`, f64.

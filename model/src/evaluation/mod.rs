@@ -16,4 +16,5 @@ pub mod frechet;
 pub mod held_out;
 pub mod kernel;
 pub mod losses;
+mod symmetric;
 pub mod table;

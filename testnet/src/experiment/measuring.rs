@@ -1,6 +1,9 @@
 //! Measuring all parts and strategies of an experiment at each budget.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    path::Path,
+};
 
 use paris_model::{
     Device,
@@ -123,11 +126,11 @@ impl<'a> Measuring<'a> {
         }
         for reads_caption in [true, false] {
             let part = Part::Router { reads_caption };
-            if !measured.routers.contains_key(&part.name()) {
+            if let Entry::Vacant(place) = measured.routers.entry(part.name()) {
                 let router = contestants::router(plan, part, self.out, budget, self.device)?;
                 let samples = self.plan.measuring.held_out * self.plan.models.clusters;
                 let answers = Answers::of(&router, &self.held_out(&*self.data.all.held_out, samples), self.device)?;
-                measured.routers.insert(part.name(), answers.classification()?);
+                place.insert(answers.classification()?);
             }
         }
         clock.say_now(&format!("losses and routers at {} of the budget are measured", BUDGETS[budget]));

@@ -2,9 +2,9 @@
 
 use std::{fmt::Write, fs, path::Path};
 
-use paris_model::{
-    config::PartConfig,
-    evaluation::{losses::LossMatrix, table::Table},
+use paris_model::evaluation::{
+    losses::{LossMatrix, LossRow},
+    table::Table,
 };
 use paris_node::plot::{self, Curve, CurvePanel};
 
@@ -98,7 +98,6 @@ fn settings(text: &mut String, results: &Results, command: &str) -> std::fmt::Re
         measuring.contest.guidance,
         measuring.contest.seeds.len()
     )?;
-    debug_assert!(matches!(results.plan.config(router), PartConfig::Router(_)));
     Ok(())
 }
 
@@ -226,7 +225,7 @@ fn agreement_plot(results: &Results) -> String {
 fn loss_plot(losses: &LossMatrix) -> String {
     let clusters = losses.rows.first().map_or(0, |row| row.clusters.len());
     let columns: Vec<_> = (0..clusters).map(|cluster| format!("cluster {cluster}")).collect();
-    let values = |row: &paris_model::evaluation::losses::LossRow| row.clusters.iter().map(|loss| loss.mean).collect();
+    let values = |row: &LossRow| row.clusters.iter().map(|loss| f64::from(loss.mean)).collect();
     let rows: Vec<_> = losses.rows.iter().map(|row| (row.model.clone(), values(row))).collect();
     plot::matrix("held-out loss: the least of each cluster is framed", &columns, &rows)
 }
