@@ -41,5 +41,6 @@ mod sublayers;
 pub mod text;
 pub mod trainer;
 mod trunk;
+pub mod whole_file;
 
 pub use candle_core::{Device, Tensor};

@@ -1,15 +1,12 @@
 //! What a run is for, end to end without the network, on the bundled pictures: experts learn their clusters, and their mixture draws.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use paris_model::{
     batch::BatchSource,
     config::{ExpertConfig, PartConfig, RouterConfig},
-    data::{Dataset, PrepareSettings, ShardInfo, Source, prepare},
+    data::{PrepareSettings, Source, Splits, prepare},
     evaluation::kernel::kernel_distance,
     expert::Expert,
     features::{ColourAndEdges, ImageFeatures},
@@ -53,30 +50,13 @@ fn router() -> PartConfig {
     })
 }
 
-/// Pictures to train on and held out, read from `folder`.
-struct Pictures {
-    train: Dataset,
-    held_out: Dataset,
-}
-
-/// The bundled pictures: of each cluster, and of all.
-fn pictures(folder: &Path) -> (Vec<Pictures>, Pictures) {
+/// The bundled pictures, prepared in `folder`.
+fn pictures(folder: &Path) -> Splits {
     let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/emoji32-512.tar");
     let settings = PrepareSettings { clusters: CLUSTERS, size: SIDE as u32, ..PrepareSettings::default() };
-    let source = Source::open(&archive).unwrap();
-    let prepared = prepare(&source, folder, &settings, &ColourAndEdges, &mut |_| {}).unwrap();
-    let files = |shards: &[ShardInfo], label: u32| -> Vec<(PathBuf, u32)> {
-        shards.iter().map(|it| (it.path(folder), label)).collect()
-    };
-    let open = |shards: &[(PathBuf, u32)]| Dataset::open(shards.to_vec(), Arc::new(TEXT)).unwrap();
-    let (mut clusters, mut all_train, mut all_held_out) = (Vec::new(), Vec::new(), Vec::new());
-    for (cluster, label) in prepared.clusters.iter().zip(0..) {
-        let (train, held_out) = (files(&cluster.train, label), files(&cluster.held_out, label));
-        clusters.push(Pictures { train: open(&train), held_out: open(&held_out) });
-        all_train.extend(train);
-        all_held_out.extend(held_out);
-    }
-    (clusters, Pictures { train: open(&all_train), held_out: open(&all_held_out) })
+    prepare(&Source::open(&archive).unwrap(), folder, &settings, &ColourAndEdges, &mut |_| {}).unwrap();
+    let encoder: Arc<dyn TextEncoder> = Arc::new(TEXT);
+    Splits::open(folder, &encoder).unwrap()
 }
 
 fn trainer(config: PartConfig) -> Trainer {
@@ -111,17 +91,17 @@ fn mixture(experts: &[Trainer], router: &Trainer) -> Mixture {
 #[test]
 fn experts_learn_their_clusters_and_their_mixture_draws_pictures_like_the_held_out_ones() {
     let folder = tempfile::tempdir().unwrap();
-    let (clusters, all) = pictures(folder.path());
+    let Splits { clusters, all } = pictures(folder.path());
     let mut experts: Vec<Trainer> = (0..CLUSTERS).map(|_| trainer(expert())).collect();
     let mut router = trainer(router());
     let untrained = mixture(&experts, &router);
     let held_out_loss =
-        |trainer: &Trainer, cluster: usize| trainer.held_out_loss(&clusters[cluster].held_out, usize::MAX).unwrap();
+        |trainer: &Trainer, cluster: usize| trainer.held_out_loss(&*clusters[cluster].held_out, usize::MAX).unwrap();
 
     for (cluster, expert) in experts.iter_mut().enumerate() {
         let before = held_out_loss(expert, cluster);
         for _ in 0..STEPS {
-            expert.step(&clusters[cluster].train).unwrap();
+            expert.step(&*clusters[cluster].train).unwrap();
         }
         let after = held_out_loss(expert, cluster);
         println!("expert {cluster}: held-out loss {before} to {after}");
@@ -136,7 +116,7 @@ fn experts_learn_their_clusters_and_their_mixture_draws_pictures_like_the_held_o
     }
 
     for _ in 0..STEPS / 2 {
-        router.step(&all.train).unwrap();
+        router.step(&*all.train).unwrap();
     }
     let indices: Vec<usize> = (0..all.held_out.len()).collect();
     let real = all.held_out.batch(&indices, &Device::Cpu).unwrap().images;

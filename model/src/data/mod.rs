@@ -13,6 +13,7 @@ pub mod prepare;
 pub mod prepared;
 pub mod shard;
 pub mod source;
+pub mod splits;
 
 mod archive;
 mod caption_cache;
@@ -27,3 +28,4 @@ pub use prepared::{ClusterShards, PrepareSettings, Prepared, ShardInfo};
 pub use shard::{Shard, ShardError, shard_hash};
 pub use shard_file::{ShardFile, ShardFileError};
 pub use source::{Sample, Skipped, Source, SourceError};
+pub use splits::{Split, Splits, SplitsError};

@@ -8,6 +8,7 @@
 //! the state: so whoever goes on from a later state goes on with the same bits. After [`FALLBACKS_MAX`] times within [`FORGIVEN_AFTER_STEPS`] steps
 //! training gives up.
 
+mod alone;
 pub mod beginning;
 
 use std::{

@@ -12,6 +12,7 @@ mod mixture;
 mod run;
 mod sample;
 mod status;
+mod train;
 
 use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
 
@@ -62,6 +63,8 @@ enum Command {
     #[command(subcommand)]
     Mixture(mixture::MixtureCommand),
     #[command(subcommand)]
+    Train(train::TrainCommand),
+    #[command(subcommand)]
     Bench(bench::BenchCommand),
 }
 
@@ -89,6 +92,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             Command::History(command) => command.run(&dir).await,
             Command::Sample(command) => command.run(dir).await,
             Command::Mixture(command) => command.run(&dir).await,
+            Command::Train(command) => command.run(),
             Command::Bench(command) => command.run(),
         }
     });

@@ -1,16 +1,12 @@
 //! The pictures of an experiment: prepared once, opened cluster by cluster and all together.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
 use paris_model::{
     Device, Tensor,
     batch::{BatchSource, Text},
-    data::{Dataset, PrepareSettings, Prepared, ShardInfo, Source, prepare, prepared::FILE_NAME},
+    data::{Dataset, PrepareSettings, Prepared, ShardInfo, Source, Splits, prepare, prepared::FILE_NAME},
     evaluation::contest::Prompts,
     features::ImageFeatures,
     text::{HashedText, TextEncoder},
@@ -21,18 +17,9 @@ const REFERENCE_MAX: usize = 10_000;
 /// Pictures that are read at once.
 const READ_AT_ONCE: usize = 256;
 
-/// Pictures to train on and held out.
-pub(super) struct Pictures {
-    pub(super) train: Arc<Dataset>,
-    pub(super) held_out: Arc<Dataset>,
-}
-
 /// Everything prepared.
 pub(super) struct Data {
-    /// By cluster.
-    pub(super) clusters: Vec<Pictures>,
-    /// Of all clusters.
-    pub(super) all: Pictures,
+    pub(super) splits: Splits,
     /// The encoding of "".
     pub(super) null: Text,
 }
@@ -68,36 +55,23 @@ pub(super) fn prepared(
 impl Data {
     /// Opens what was prepared in `folder`.
     pub(super) fn open(folder: &Path, text: HashedText) -> anyhow::Result<Self> {
-        let prepared = Prepared::read(folder)?;
         let encoder: Arc<dyn TextEncoder> = Arc::new(text);
-        let open = |shards: Vec<(PathBuf, u32)>| anyhow::Ok(Arc::new(Dataset::open(shards, encoder.clone())?));
-        let files = |shards: &[ShardInfo], label: usize| -> Vec<(PathBuf, u32)> {
-            shards.iter().map(|shard| (shard.path(folder), label as u32)).collect()
-        };
-        let (mut clusters, mut train, mut held_out) = (Vec::new(), Vec::new(), Vec::new());
-        for (label, cluster) in prepared.clusters.iter().enumerate() {
-            let (own_train, own_held_out) = (files(&cluster.train, label), files(&cluster.held_out, label));
-            clusters.push(Pictures { train: open(own_train.clone())?, held_out: open(own_held_out.clone())? });
-            train.extend(own_train);
-            held_out.extend(own_held_out);
-        }
-        let all = Pictures { train: open(train)?, held_out: open(held_out)? };
-        Ok(Self { clusters, all, null: encoder.encode(&[""], &Device::Cpu)? })
+        Ok(Self { splits: Splits::open(folder, &encoder)?, null: encoder.encode(&[""], &Device::Cpu)? })
     }
 
     /// Training pictures to compare with, evenly over all, `[n, 3, size, size]`.
     pub(super) fn reference(&self) -> anyhow::Result<Tensor> {
-        pictures(&self.all.train, REFERENCE_MAX)
+        pictures(&self.splits.all.train, REFERENCE_MAX)
     }
 
     /// As many held-out pictures as there are, up to `most`.
     pub(super) fn held_out(&self, most: usize) -> anyhow::Result<Tensor> {
-        pictures(&self.all.held_out, most)
+        pictures(&self.splits.all.held_out, most)
     }
 
     /// Held-out captions to draw.
     pub(super) fn prompts(&self, count: usize, seed: u64, device: &Device) -> anyhow::Result<Prompts> {
-        Ok(Prompts::of(&*self.all.held_out, &self.null, count, seed, device)?)
+        Ok(Prompts::of(&*self.splits.all.held_out, &self.null, count, seed, device)?)
     }
 }
 

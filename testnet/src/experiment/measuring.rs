@@ -129,7 +129,8 @@ impl<'a> Measuring<'a> {
             if let Entry::Vacant(place) = measured.routers.entry(part.name()) {
                 let router = contestants::router(plan, part, self.out, budget, self.device)?;
                 let samples = self.plan.measuring.held_out * self.plan.models.clusters;
-                let answers = Answers::of(&router, &self.held_out(&*self.data.all.held_out, samples), self.device)?;
+                let answers =
+                    Answers::of(&router, &self.held_out(&*self.data.splits.all.held_out, samples), self.device)?;
                 place.insert(answers.classification()?);
             }
         }
@@ -139,12 +140,12 @@ impl<'a> Measuring<'a> {
 
     fn losses_work(&self) -> f64 {
         let samples: usize =
-            self.data.clusters.iter().map(|it| it.held_out.len().min(self.plan.measuring.held_out)).sum();
+            self.data.splits.clusters.iter().map(|it| it.held_out.len().min(self.plan.measuring.held_out)).sum();
         ((self.plan.models.clusters + 1) * samples * TIME_BINS) as f64 * FORWARD
     }
 
     fn losses(&self, expert: fn(usize) -> Part, budget: usize) -> anyhow::Result<LossMatrix> {
-        let held_out: Vec<HeldOut> = (self.data.clusters.iter())
+        let held_out: Vec<HeldOut> = (self.data.splits.clusters.iter())
             .map(|cluster| self.held_out(&*cluster.held_out, self.plan.measuring.held_out))
             .collect();
         let mut losses = LossMatrix::default();

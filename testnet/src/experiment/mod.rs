@@ -10,7 +10,6 @@
 mod clock;
 mod contestants;
 mod data;
-mod files;
 mod measuring;
 mod plan;
 mod report;
@@ -154,7 +153,7 @@ impl Experiment {
         let prepared = self.out.join("prepared");
         let named = data::prepared(&self.data, &prepared, &self.prepare_settings(), &ColourAndEdges)?;
         let data = Data::open(&prepared, HashedText { tokens: self.text_tokens, width: self.text_width })?;
-        let held_out = data.clusters.iter().map(|it| it.held_out.len().min(self.loss_samples)).sum();
+        let held_out = data.splits.clusters.iter().map(|it| it.held_out.len().min(self.loss_samples)).sum();
         let plan = self.plan(named, &data, held_out, &device)?;
         for part in plan.parts() {
             plan.config(part).validate()?;

@@ -7,10 +7,9 @@ use paris_model::{
     config::{ExpertConfig, PartConfig, RouterConfig},
     evaluation::contest::ContestSettings,
     trainer::TrainSettings,
+    whole_file::write_whole,
 };
 use serde::{Deserialize, Serialize};
-
-use super::files::write_durably;
 
 /// Version of `plan.json` that this program writes and reads.
 const VERSION: u32 = 1;
@@ -118,7 +117,7 @@ impl Plan {
 
     /// Fixes the plan in its folder.
     pub(super) fn write(&self, folder: &Path) -> anyhow::Result<()> {
-        write_durably(&folder.join(FILE_NAME), &serde_json::to_vec_pretty(self)?)
+        write_whole(&folder.join(FILE_NAME), &serde_json::to_vec_pretty(self)?)
     }
 
     /// The current version.

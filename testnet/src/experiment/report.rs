@@ -2,29 +2,31 @@
 
 use std::{fmt::Write, fs, path::Path};
 
-use paris_model::evaluation::{
-    losses::{LossMatrix, LossRow},
-    table::Table,
+use paris_model::{
+    evaluation::{
+        losses::{LossMatrix, LossRow},
+        table::Table,
+    },
+    whole_file::write_whole,
 };
 use paris_node::plot::{self, Curve, CurvePanel};
 
 use super::{
-    files::write_durably,
     plan::{BUDGETS, Part, Plan},
     results::{Measured, Results},
 };
 
 /// Writes everything that people look at into `out`. `command` is what repeats the experiment.
 pub(super) fn write(results: &Results, out: &Path, command: &str) -> anyhow::Result<()> {
-    write_durably(&out.join("results.md"), markdown(results, command).as_bytes())?;
+    write_whole(&out.join("results.md"), markdown(results, command).as_bytes())?;
     let plots = out.join("plots");
     fs::create_dir_all(&plots)?;
-    write_durably(&plots.join("distances.svg"), distances_plot(results).as_bytes())?;
-    write_durably(&plots.join("agreement.svg"), agreement_plot(results).as_bytes())?;
+    write_whole(&plots.join("distances.svg"), distances_plot(results).as_bytes())?;
+    write_whole(&plots.join("agreement.svg"), agreement_plot(results).as_bytes())?;
     if let Some(last) = results.budgets.last() {
         for (name, losses) in [("losses", &last.losses), ("losses-from-base", &last.based_losses)] {
             if let Some(losses) = losses {
-                write_durably(&plots.join(format!("{name}.svg")), loss_plot(losses).as_bytes())?;
+                write_whole(&plots.join(format!("{name}.svg")), loss_plot(losses).as_bytes())?;
             }
         }
     }

@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::Context;
-use paris_model::evaluation::{classification::Classification, contest::Outcome, losses::LossMatrix};
+use paris_model::{
+    evaluation::{classification::Classification, contest::Outcome, losses::LossMatrix},
+    whole_file::write_whole,
+};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    files::write_durably,
-    plan::{BUDGETS, Plan},
-};
+use super::plan::{BUDGETS, Plan};
 
 const FILE_NAME: &str = "results.json";
 
@@ -79,6 +79,6 @@ impl Results {
 
     /// Keeps what was measured.
     pub(super) fn write(&self, folder: &Path) -> anyhow::Result<()> {
-        write_durably(&folder.join(FILE_NAME), &serde_json::to_vec_pretty(self)?)
+        write_whole(&folder.join(FILE_NAME), &serde_json::to_vec_pretty(self)?)
     }
 }

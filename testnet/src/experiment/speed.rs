@@ -29,11 +29,11 @@ pub(super) fn measure(plan: &Plan, data: &Data, device: &Device) -> anyhow::Resu
     let part = Part::Monolith;
     let mut trainer = Trainer::new(plan.config(part), plan.train_settings(), &plan.key(part), &data.null, device)?;
     for _ in 0..WARM_UP {
-        trainer.step(&*data.all.train)?;
+        trainer.step(&*data.splits.all.train)?;
     }
     let (began, mut steps) = (Instant::now(), 0);
     while steps < 3 || began.elapsed() < MEASURE_FOR {
-        trainer.step(&*data.all.train)?;
+        trainer.step(&*data.splits.all.train)?;
         steps += 1;
     }
     Ok((steps * plan.training.batch) as f64 / began.elapsed().as_secs_f64())

@@ -2,24 +2,25 @@
 
 use std::{
     fs,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use paris_model::{
     Device,
     batch::BatchSource,
     durable::{Durable, Outcome, Setup},
-    prefetch::Prefetch,
     snapshot::Snapshots,
+    trainer::Trainer,
+    whole_file::write_whole,
 };
 
 use super::{
     clock::Clock,
     data::Data,
-    files::write_durably,
     plan::{Part, Plan},
 };
 
@@ -60,41 +61,31 @@ pub(super) fn train(
         return Ok(());
     }
     let pictures = match part {
-        Part::Expert(cluster) | Part::BasedExpert(cluster) => &data.clusters[cluster].train,
-        Part::Monolith | Part::Router { .. } => &data.all.train,
+        Part::Expert(cluster) | Part::BasedExpert(cluster) => &data.splits.clusters[cluster].train,
+        Part::Monolith | Part::Router { .. } => &data.splits.all.train,
     };
     let snapshots_path = out.join("snapshots");
     fs::create_dir_all(&snapshots_path)?;
     let mut durable = begin(plan, part, data, out, device, &snapshots_path)?;
     let per_step = plan.training.batch as f64 * cost_of_sample(plan, part);
     clock.found(durable.trainer().step_count() as f64 * per_step);
-    let mut draws = draw(&durable, pictures)?;
-    let (mut snapped, mut began, mut shown) = (Instant::now(), Instant::now(), durable.trainer().step_count());
+    let (mut began, mut shown) = (Instant::now(), durable.trainer().step_count());
     let mut smoothed: Option<f32> = None;
-    loop {
-        let step = durable.trainer().step_count();
-        let path = weights_path(out, part, step);
-        if milestones.contains(&step) && !path.exists() {
-            write_durably(&path, &durable.trainer().weights()?)?;
-        }
-        if step >= last {
-            break;
-        }
-        if snapped.elapsed() >= SNAPSHOT_EVERY {
-            durable.snapshot()?;
-            snapped = Instant::now();
-        }
-        match durable.step_from(&mut draws)? {
-            Outcome::Stepped(report) => {
+    let pictures: Arc<dyn BatchSource + Send + Sync> = pictures.clone();
+    durable.train_alone(&pictures, SNAPSHOT_EVERY, |trainer, outcome| {
+        match outcome {
+            Some(Outcome::Stepped(report)) => {
                 smoothed = Some(smoothed.map_or(report.loss, |mean| mean + LOSS_SMOOTHING * (report.loss - mean)));
                 clock.done(per_step);
             }
-            Outcome::WentBack(fallback) => {
-                println!("{}: {fallback}", part.name());
-                draws = draw(&durable, pictures)?;
-            }
+            Some(Outcome::WentBack(fallback)) => println!("{}: {fallback}", part.name()),
+            None => {}
         }
-        let step = durable.trainer().step_count();
+        let step = trainer.step_count();
+        let path = weights_path(out, part, step);
+        if milestones.contains(&step) && !path.exists() {
+            write_whole(&path, &trainer.weights()?)?;
+        }
         clock.say(|| {
             let speed =
                 (step.saturating_sub(shown) * plan.training.batch as u64) as f64 / began.elapsed().as_secs_f64();
@@ -102,8 +93,8 @@ pub(super) fn train(
             let loss = smoothed.unwrap_or(f32::NAN);
             format!("{}: step {step} of {last}, loss {loss:.4}, {speed:.0} samples/s", part.name())
         });
-    }
-    durable.settle();
+        anyhow::Ok(if step >= last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
     drop(durable);
     clock.say_now(&format!("{} is trained", part.name()));
     // Its weights are all that is needed from now on.
@@ -142,12 +133,4 @@ fn begin(
         base,
     };
     Ok(Durable::begin(setup, &plan.id()?, Snapshots::new(snapshots, &part.name()), None)?)
-}
-
-fn draw(durable: &Durable, pictures: &Arc<paris_model::data::Dataset>) -> anyhow::Result<Prefetch> {
-    if pictures.is_empty() {
-        bail!("there are no pictures to train on");
-    }
-    let trainer = durable.trainer();
-    Ok(Prefetch::start(trainer.draw_rule().clone(), pictures.clone(), trainer.cursor())?)
 }
