@@ -9,16 +9,19 @@ use std::{
 /// Writes a file beside its place, brings it to the disk, and renames it; its folder is made if it is not there.
 ///
 /// # Errors
-/// Where the disk refuses; what was there before is then still there.
+/// Where the disk refuses, with the path; what was there before is then still there.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    // Only Unix can sync a folder.
-    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+    let write = || {
+        fs::create_dir_all(folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        // Only Unix can sync a folder.
+        if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+    };
+    write().map_err(|error: io::Error| io::Error::new(error.kind(), format!("writing {}: {error}", path.display())))
 }
 
 #[cfg(test)]

@@ -130,7 +130,7 @@ impl Base {
         self.train(&mut durable, &train)?;
         let trainer = durable.trainer();
         let loss = trainer.held_out_loss(&*all.held_out, HELD_OUT_SAMPLES)?;
-        write_whole(&self.out, &trainer.weights()?).with_context(|| format!("writing {}", self.out.display()))?;
+        write_whole(&self.out, &trainer.weights()?)?;
         println!("{}: step {}, held-out loss {loss:.4}", self.out.display(), trainer.step_count());
         println!("next: paris-node manifest new --data {} --base {}", self.data.display(), self.out.display());
         drop(durable);

@@ -117,7 +117,7 @@ impl Plan {
 
     /// Fixes the plan in its folder.
     pub(super) fn write(&self, folder: &Path) -> anyhow::Result<()> {
-        write_whole(&folder.join(FILE_NAME), &serde_json::to_vec_pretty(self)?)
+        Ok(write_whole(&folder.join(FILE_NAME), &serde_json::to_vec_pretty(self)?)?)
     }
 
     /// The current version.

@@ -79,6 +79,6 @@ impl Results {
 
     /// Keeps what was measured.
     pub(super) fn write(&self, folder: &Path) -> anyhow::Result<()> {
-        write_whole(&folder.join(FILE_NAME), &serde_json::to_vec_pretty(self)?)
+        Ok(write_whole(&folder.join(FILE_NAME), &serde_json::to_vec_pretty(self)?)?)
     }
 }

@@ -14,7 +14,6 @@ use paris_model::{
     batch::BatchSource,
     durable::{Durable, Outcome, Setup},
     snapshot::Snapshots,
-    trainer::Trainer,
     whole_file::write_whole,
 };
 
