@@ -3,7 +3,10 @@
 use candle_core::{Device, Result};
 use serde::{Deserialize, Serialize};
 
-use super::held_out::{ByTime, HeldOut};
+use super::{
+    held_out::{ByTime, HeldOut},
+    table::Table,
+};
 use crate::{
     report::{LossByTime, TIME_BINS},
     sampler::{Calibration, Posterior},
@@ -73,6 +76,27 @@ impl Answers {
             temperatures,
         })
     }
+}
+
+/// Routers by name, three rows and the temperatures each, a column for each part of the time.
+pub fn table<'a>(routers: impl IntoIterator<Item = (&'a str, &'a Classification)>) -> Table {
+    let bins = (0..TIME_BINS).map(|bin| format!("{:.1}", bin as f64 / TIME_BINS as f64));
+    let mut table = Table::new(["router, by t from".to_owned(), "mean".to_owned()].into_iter().chain(bins));
+    for (name, router) in routers {
+        let kinds = [
+            ("accuracy", &router.accuracy),
+            ("cross-entropy", &router.cross_entropy),
+            ("calibrated", &router.calibrated),
+        ];
+        for (kind, by_time) in kinds {
+            let number = |value: &f32| format!("{value:.3}");
+            let bins = by_time.bins.iter().map(|bin| bin.as_ref().map_or(String::new(), number));
+            table.add([format!("{name}: {kind}"), number(&by_time.mean)].into_iter().chain(bins));
+        }
+        let temperatures = router.temperatures.temperatures().iter().map(|it| format!("{it:.2}"));
+        table.add([format!("{name}: temperature"), String::new()].into_iter().chain(temperatures));
+    }
+    table
 }
 
 /// The temperature of each part of the time at which the answers' cross-entropy is least; 1 where there are no answers.

@@ -6,7 +6,7 @@ use super::{
     frechet::{COMPONENTS, Moments, PrincipalComponents},
     kernel::KernelSet,
 };
-use crate::features::ImageFeatures;
+use crate::{batch::BatchSource, features::ImageFeatures, image_codec::ImageCodec};
 
 /// Pictures whose features are computed at once.
 const BATCH: usize = 64;
@@ -27,6 +27,17 @@ impl NamedFeatures<'_> {
         let part = |from: usize| self.features.extract(&pictures.narrow(0, from, BATCH.min(count - from))?);
         Tensor::cat(&(0..count).step_by(BATCH).map(part).collect::<Result<Vec<_>>>()?, 0)
     }
+}
+
+/// Up to `most` pictures of a data set, evenly over all of it, `[n, 3, height, width]` in -1..1.
+///
+/// # Errors
+/// If there are none, or they cannot be read.
+pub fn pictures(data: &dyn BatchSource, codec: &dyn ImageCodec, most: usize) -> Result<Tensor> {
+    let count = data.len().min(most);
+    let indices: Vec<usize> = (0..count).map(|place| place * data.len() / count).collect();
+    let read = |indices: &[usize]| codec.decode(&data.batch(indices, &Device::Cpu)?.images);
+    Tensor::cat(&indices.chunks(BATCH).map(read).collect::<Result<Vec<_>>>()?, 0)
 }
 
 /// Real pictures, ready to be compared with.

@@ -16,6 +16,8 @@ use crate::{report::LossByTime, sampler::Field};
 pub struct LossRow {
     /// Whose: `expert-0`, ..., or another model that is set beside them.
     pub model: String,
+    /// The cluster that it is the expert of; none of what is set beside the experts.
+    pub own: Option<usize>,
     /// Mean squared error of the velocity, cluster by cluster.
     pub clusters: Vec<ByTime>,
 }
@@ -28,39 +30,50 @@ pub struct LossMatrix {
 }
 
 impl LossMatrix {
-    /// Measures a model on every cluster and adds its row.
+    /// Measures a model on every cluster and adds its row; `own` is the cluster that it is the expert of.
     ///
     /// # Errors
     /// If a cluster has no held-out samples, or candle refuses.
-    pub fn measure(&mut self, model: &str, field: &dyn Field, clusters: &[HeldOut], device: &Device) -> Result<()> {
-        let clusters = clusters.iter().map(|held_out| Ok(ByTime::from(&velocity_losses(field, held_out, device)?)));
-        self.rows.push(LossRow { model: model.to_owned(), clusters: clusters.collect::<Result<_>>()? });
+    pub fn measure(
+        &mut self,
+        model: &str,
+        own: Option<usize>,
+        field: &dyn Field,
+        clusters: &[HeldOut],
+        device: &Device,
+    ) -> Result<()> {
+        let losses = clusters.iter().map(|held_out| Ok(ByTime::from(&velocity_losses(field, held_out, device)?)));
+        let clusters = losses.collect::<Result<_>>()?;
+        self.rows.push(LossRow { model: model.to_owned(), own, clusters });
         Ok(())
     }
 
     /// Clusters whose own expert has the lowest loss of all experts.
     pub fn diagonal_wins(&self) -> usize {
-        let clusters = self.rows.first().map_or(0, |row| row.clusters.len());
-        (0..clusters).filter(|cluster| self.best_expert(*cluster) == Some(*cluster)).count()
+        let wins = |cluster: &usize| self.best_expert(*cluster).is_some_and(|row| row.own == Some(*cluster));
+        (0..self.clusters()).filter(wins).count()
     }
 
-    /// The expert, by its row, with the lowest loss on a cluster.
-    fn best_expert(&self, cluster: usize) -> Option<usize> {
-        let clusters = self.rows.first().map_or(0, |row| row.clusters.len());
-        let loss = |expert: &usize| self.rows[*expert].clusters[cluster].mean;
-        (0..clusters.min(self.rows.len())).min_by(|a, b| loss(a).total_cmp(&loss(b)))
+    /// Clusters that were measured on.
+    pub fn clusters(&self) -> usize {
+        self.rows.first().map_or(0, |row| row.clusters.len())
+    }
+
+    /// The expert with the lowest loss on a cluster.
+    fn best_expert(&self, cluster: usize) -> Option<&LossRow> {
+        let loss = |row: &LossRow| row.clusters[cluster].mean;
+        self.rows.iter().filter(|row| row.own.is_some()).min_by(|a, b| loss(a).total_cmp(&loss(b)))
     }
 }
 
 /// Rows of models, a column a cluster, means over all times; what is lowest of the experts is marked.
 impl fmt::Display for LossMatrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let clusters = self.rows.first().map_or(0, |row| row.clusters.len());
-        let head = (0..clusters).map(|cluster| format!("cluster {cluster}"));
+        let head = (0..self.clusters()).map(|cluster| format!("cluster {cluster}"));
         let mut table = Table::new(["held-out loss".to_owned()].into_iter().chain(head));
         for row in &self.rows {
             let cells = row.clusters.iter().enumerate().map(|(cluster, loss)| match self.best_expert(cluster) {
-                Some(best) if self.rows[best].model == row.model => format!("**{:.4}**", loss.mean),
+                Some(best) if best == row => format!("**{:.4}**", loss.mean),
                 _ => format!("{:.4}", loss.mean),
             });
             table.add([row.model.clone()].into_iter().chain(cells));

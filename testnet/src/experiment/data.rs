@@ -5,17 +5,16 @@ use std::{fs, path::Path, sync::Arc};
 use anyhow::{Context, bail};
 use paris_model::{
     Device, Tensor,
-    batch::{BatchSource, Text},
-    data::{Dataset, PrepareSettings, Prepared, ShardInfo, Source, Splits, prepare, prepared::FILE_NAME},
-    evaluation::contest::Prompts,
+    batch::Text,
+    data::{PrepareSettings, Prepared, ShardInfo, Source, Splits, prepare, prepared::FILE_NAME},
+    evaluation::{contest::Prompts, distances::pictures},
     features::ImageFeatures,
+    image_codec::Pixels,
     text::{HashedText, TextEncoder},
 };
 
 /// Real pictures that drawn ones are compared with, at most.
 const REFERENCE_MAX: usize = 10_000;
-/// Pictures that are read at once.
-const READ_AT_ONCE: usize = 256;
 
 /// Everything prepared.
 pub(super) struct Data {
@@ -61,24 +60,16 @@ impl Data {
 
     /// Training pictures to compare with, evenly over all, `[n, 3, size, size]`.
     pub(super) fn reference(&self) -> anyhow::Result<Tensor> {
-        pictures(&self.splits.all.train, REFERENCE_MAX)
+        Ok(pictures(&*self.splits.all.train, &Pixels, REFERENCE_MAX)?)
     }
 
     /// As many held-out pictures as there are, up to `most`.
     pub(super) fn held_out(&self, most: usize) -> anyhow::Result<Tensor> {
-        pictures(&self.splits.all.held_out, most)
+        Ok(pictures(&*self.splits.all.held_out, &Pixels, most)?)
     }
 
     /// Held-out captions to draw.
     pub(super) fn prompts(&self, count: usize, seed: u64, device: &Device) -> anyhow::Result<Prompts> {
         Ok(Prompts::of(&*self.splits.all.held_out, &self.null, count, seed, device)?)
     }
-}
-
-/// Up to `most` pictures, evenly over the data.
-fn pictures(data: &Dataset, most: usize) -> anyhow::Result<Tensor> {
-    let count = data.len().min(most);
-    let indices: Vec<usize> = (0..count).map(|place| place * data.len() / count).collect();
-    let read = |indices: &[usize]| Ok(data.batch(indices, &Device::Cpu)?.images);
-    Ok(Tensor::cat(&indices.chunks(READ_AT_ONCE).map(read).collect::<anyhow::Result<Vec<_>>>()?, 0)?)
 }

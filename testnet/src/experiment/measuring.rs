@@ -151,7 +151,11 @@ impl<'a> Measuring<'a> {
         let mut losses = LossMatrix::default();
         for part in (0..self.plan.models.clusters).map(expert).chain([Part::Monolith]) {
             let model = contestants::expert(self.plan, part, self.out, budget, self.device)?;
-            losses.measure(&part.name(), &model, &held_out, self.device)?;
+            let own = match part {
+                Part::Expert(cluster) | Part::BasedExpert(cluster) => Some(cluster),
+                Part::Monolith | Part::Router { .. } => None,
+            };
+            losses.measure(&part.name(), own, &model, &held_out, self.device)?;
         }
         Ok(losses)
     }

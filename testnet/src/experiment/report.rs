@@ -4,6 +4,7 @@ use std::{fmt::Write, fs, path::Path};
 
 use paris_model::{
     evaluation::{
+        classification,
         losses::{LossMatrix, LossRow},
         table::Table,
     },
@@ -141,29 +142,12 @@ fn models(text: &mut String, measured: &Measured) -> std::fmt::Result {
     writeln!(text, "\n## Held-out at {} of the budget\n", measured.budget)?;
     for (losses, what) in [(&measured.losses, "Experts"), (&measured.based_losses, "Experts from the base")] {
         if let Some(losses) = losses {
-            let clusters = losses.rows.len() - 1;
-            let wins = losses.diagonal_wins();
+            let (wins, clusters) = (losses.diagonal_wins(), losses.clusters());
             writeln!(text, "{what}: {wins} of {clusters} are the best expert on their own cluster.\n\n{losses}")?;
         }
     }
-    let bins = (0..paris_model::report::TIME_BINS)
-        .map(|bin| format!("{:.1}", bin as f64 / paris_model::report::TIME_BINS as f64));
-    let mut table = Table::new(["router, by t from".to_owned(), "mean".to_owned()].into_iter().chain(bins));
-    for (name, router) in &measured.routers {
-        let kinds = [
-            ("accuracy", &router.accuracy),
-            ("cross-entropy", &router.cross_entropy),
-            ("calibrated", &router.calibrated),
-        ];
-        for (kind, by_time) in kinds {
-            let number = |value: &f32| format!("{value:.3}");
-            let bins = by_time.bins.iter().map(|bin| bin.as_ref().map_or(String::new(), number));
-            table.add([format!("{name}: {kind}"), number(&by_time.mean)].into_iter().chain(bins));
-        }
-        let temperatures = router.temperatures.temperatures().iter().map(|it| format!("{it:.2}"));
-        table.add([format!("{name}: temperature"), String::new()].into_iter().chain(temperatures));
-    }
-    writeln!(text, "{table}")
+    let routers = measured.routers.iter().map(|(name, router)| (name.as_str(), router));
+    writeln!(text, "{}", classification::table(routers))
 }
 
 /// The share of pictures whose heaviest expert is the caption's cluster, at the first, middle and last step.
@@ -225,8 +209,7 @@ fn agreement_plot(results: &Results) -> String {
 }
 
 fn loss_plot(losses: &LossMatrix) -> String {
-    let clusters = losses.rows.first().map_or(0, |row| row.clusters.len());
-    let columns: Vec<_> = (0..clusters).map(|cluster| format!("cluster {cluster}")).collect();
+    let columns: Vec<_> = (0..losses.clusters()).map(|cluster| format!("cluster {cluster}")).collect();
     let values = |row: &LossRow| row.clusters.iter().map(|loss| f64::from(loss.mean)).collect();
     let rows: Vec<_> = losses.rows.iter().map(|row| (row.model.clone(), values(row))).collect();
     plot::matrix("held-out loss: the least of each cluster is framed", &columns, &rows)
