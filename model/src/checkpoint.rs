@@ -38,6 +38,9 @@ pub enum CheckpointError {
         /// What it should be.
         expected: String,
     },
+    /// A file's tensors are not those of the model.
+    #[error("these are the weights of another architecture: {0}")]
+    Different(String),
     /// A number is infinite or not a number.
     #[error("the tensor {0} holds numbers that are not finite: training had failed")]
     NotFinite(String),
@@ -47,6 +50,9 @@ pub enum CheckpointError {
     /// The bytes could not be written.
     #[error("cannot write the tensors: {0}")]
     Io(#[from] std::io::Error),
+    /// The bytes could not be read.
+    #[error("cannot read the tensors: {0}")]
+    Read(std::io::Error),
     /// candle refused.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

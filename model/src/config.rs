@@ -229,24 +229,6 @@ mod tests {
     }
 
     #[test]
-    fn parameter_counts_are_the_published_ones() {
-        assert_eq!(expert(768, 12, 12).parameter_count(), 118_566_928);
-        assert_eq!(expert(1152, 28, 16).parameter_count(), 605_970_448);
-        let caption_width = None;
-        let router = RouterConfig {
-            channels: 4,
-            size: 32,
-            patch: 2,
-            width: 768,
-            depth: 12,
-            heads: 12,
-            clusters: 8,
-            caption_width,
-        };
-        assert_eq!(PartConfig::Router(router).parameter_count(), 129_136_904);
-    }
-
-    #[test]
     fn shapes_that_do_not_fit_are_named() {
         assert!(expert(768, 12, 12).validate().is_ok());
         let says = |config: PartConfig| config.validate().unwrap_err().to_string();

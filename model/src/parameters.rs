@@ -12,6 +12,7 @@ use crate::{
     config::{PartConfig, Shapes},
     device::compute_precision,
     random::Stream,
+    tensor_file::TensorFile,
 };
 
 /// The parameter that is stored but never trained: a fixed position table.
@@ -74,6 +75,37 @@ impl Parameters {
     /// Where the bytes are anything else.
     pub fn load(config: &PartConfig, bytes: &[u8], device: &Device) -> std::result::Result<Self, CheckpointError> {
         Ok(Self::from_tensors(config, &checkpoint::read(bytes, &config.shapes(), device)?)?)
+    }
+
+    /// Reads weights from a file, without ever holding them twice. Returns the BLAKE3 of the file with them.
+    ///
+    /// # Errors
+    /// Where the file holds other names, shapes or types than the config's, all of which are named, or numbers that are not finite.
+    pub fn read(
+        config: &PartConfig,
+        file: &TensorFile,
+        device: &Device,
+    ) -> std::result::Result<(Self, blake3::Hash), CheckpointError> {
+        let differences = file.differences(&config.shapes());
+        if !differences.is_empty() {
+            return Err(CheckpointError::Different(differences.join("; ")));
+        }
+        let places = places(config);
+        let empty = |(group, shape): (String, Vec<usize>)| (group, vec![0f32; shape[0]]);
+        let mut groups: BTreeMap<String, Vec<f32>> = group_shapes(config).into_iter().map(empty).collect();
+        let hash = file.read(&mut |name, numbers| {
+            if let Some(place) = places.get(name)
+                && let Some(group) = groups.get_mut(&place.group)
+            {
+                group[place.start..][..numbers.len()].copy_from_slice(&numbers);
+            }
+        })?;
+        let tensor = |(group, numbers): (String, Vec<f32>)| {
+            let length = numbers.len();
+            Ok((group, Tensor::from_vec(numbers, length, device)?))
+        };
+        let groups = groups.into_iter().map(tensor).collect::<Result<_>>()?;
+        Ok((Self { places: Arc::new(places), groups }, hash))
     }
 
     /// Parameters from named tensors of the config's shapes.

@@ -3,7 +3,11 @@
 use candle_core::{Device, Result, Tensor};
 use paris_model::{
     batch::Text,
-    sampler::{Field, Guidance, Mixture, Posterior, Reroute, Routing, SampleSettings, Solver, sample},
+    objective::EpsilonField,
+    sampler::{
+        Calibration, Field, Guidance, Mixture, Posterior, Reroute, Routing, SampleSettings, Shelf, ShelfUse, Solver,
+        Trace, sample,
+    },
 };
 
 /// The flow of a Gaussian N(mean, deviation^2) in every number: x_t = (1 - t) x_0 + t eps has a velocity in closed form.
@@ -196,4 +200,158 @@ fn missing_experts_take_no_part() {
     assert_eq!(alone, only_first);
     let none = sample(&mixture(&[None], true), &text, &captions(&[0.0]), &settings(Routing::Full, 1.0), &mut |_| {});
     assert!(none.unwrap_err().to_string().contains("no expert"));
+}
+
+#[test]
+fn halving_the_step_halves_eulers_error_and_quarters_heuns() {
+    // The flow of a Gaussian takes the noise x_1 to mean + deviation x_1.
+    let one = Gaussian { mean: 1.0, deviation: 0.5 };
+    let (mixture, text) = (mixture(&[Some(one)], false), captions(&[0.0; 20]));
+    let drawn = |solver, steps| draw(&mixture, &text, SampleSettings { steps, solver, ..settings(Routing::Full, 1.0) });
+    let still = Mixture { experts: vec![Some(Box::new(Still))], ..self::mixture(&[], false) };
+    let noise = draw(&still, &text, settings(Routing::Full, 1.0));
+    let error = |solver, steps| {
+        let off =
+            |(found, noise): (&f32, &f32)| (f64::from(*found) - one.mean - one.deviation * f64::from(*noise)).abs();
+        drawn(solver, steps).iter().zip(&noise).map(off).fold(0.0, f64::max)
+    };
+    let ratio = |solver| error(solver, 16) / error(solver, 32);
+    let (euler, heun) = (ratio(Solver::Euler), ratio(Solver::Heun));
+    assert!((1.8..2.2).contains(&euler) && (3.6..4.6).contains(&heun), "Euler {euler}, Heun {heun}");
+    assert!(error(Solver::Heun, 16) < 0.1 * error(Solver::Euler, 16));
+}
+
+/// A field that goes nowhere: what is drawn is the noise.
+struct Still;
+
+impl Field for Still {
+    fn velocity(&self, x: &Tensor, _t: &Tensor, _text: &Tensor) -> Result<Tensor> {
+        x.zeros_like()
+    }
+}
+
+/// The clusters' experts on a shelf, of a size of 10 bytes each.
+fn on_shelf(budget_bytes: u64) -> (Mixture, std::rc::Rc<Shelf>) {
+    let load = |cluster: usize| Ok(Box::new(CLUSTERS[cluster]) as Box<dyn Field>);
+    let shelf = Shelf::new(vec![Some(10); 3], budget_bytes, load);
+    (Mixture { experts: shelf.experts(), ..mixture(&[], true) }, shelf)
+}
+
+#[test]
+fn pictures_do_not_depend_on_how_many_experts_fit_into_memory() {
+    let text = captions(&[0.0, 0.3, -0.3, 0.1]);
+    for routing in ROUTINGS {
+        let expected = draw(&mixture(&CLUSTERS.map(Some), true), &text, settings(routing.clone(), 2.0));
+        for budget in [0, 10, 25, 30, u64::MAX] {
+            let (mixture, _) = on_shelf(budget);
+            assert_eq!(draw(&mixture, &text, settings(routing.clone(), 2.0)), expected, "{routing:?}, {budget} bytes");
+        }
+    }
+}
+
+#[test]
+fn experts_are_read_when_first_used_and_make_room_for_each_other() {
+    let text = captions(&[0.0; 2]);
+    let used = |budget, routing| {
+        let (mixture, shelf) = on_shelf(budget);
+        draw(&mixture, &text, settings(routing, 1.0));
+        shelf.used()
+    };
+    let steps = 12;
+    assert_eq!(used(30, Routing::Full), ShelfUse { loads: 3, evictions: 0, most_bytes: 30 });
+    // Those at hand are asked first: each step after the first reads one expert, not all three.
+    let read = 3 + (steps - 1);
+    assert_eq!(used(29, Routing::Full), ShelfUse { loads: read, evictions: read - 2, most_bytes: 20 });
+    // One is held even where none fits.
+    let read = 3 + 2 * (steps - 1);
+    assert_eq!(used(0, Routing::Full), ShelfUse { loads: read, evictions: read - 1, most_bytes: 10 });
+    assert_eq!(used(10, Routing::Oracle(vec![2, 2])), ShelfUse { loads: 1, evictions: 0, most_bytes: 10 });
+}
+
+#[test]
+fn an_expert_that_cannot_be_read_stops_the_drawing_with_its_reason() {
+    let load = |cluster: usize| candle_core::bail!("expert {cluster} is torn");
+    let shelf = Shelf::new(vec![Some(1); 3], 3, load);
+    let mixture = Mixture { experts: shelf.experts(), ..mixture(&[], true) };
+    let text = captions(&[0.0]);
+    let drawn = sample(&mixture, &text, &text, &settings(Routing::Oracle(vec![1]), 1.0), &mut |_| {});
+    assert!(drawn.unwrap_err().to_string().contains("expert 1 is torn"));
+}
+
+#[test]
+fn a_calibrated_router_is_believed_less() {
+    let x = Tensor::from_slice(&[1.5f32], (1, 1, 1, 1), &Device::Cpu).unwrap();
+    let strongest = |calibration| {
+        let mixture = Mixture { calibration, ..mixture(&CLUSTERS.map(Some), true) };
+        let weights = mixture.weights(&x, 0.4, &captions(&[0.0]), &Routing::Full).unwrap();
+        weights[0].iter().copied().fold(0.0, f32::max)
+    };
+    let calibrated = |temperatures: [f32; 2]| strongest(Some(Calibration::new(temperatures.to_vec()).unwrap()));
+    assert_eq!(calibrated([1.0, 9.0]), strongest(None), "0.4 lies in the first bin");
+    assert!(calibrated([4.0, 1.0]) < strongest(None) - 0.1);
+}
+
+#[test]
+fn a_trace_tells_every_steps_weights() {
+    let (mixture, text) = (mixture(&CLUSTERS.map(Some), true), captions(&[0.0, 0.2]));
+    let mut trace = Trace::default();
+    for solver in [Solver::Euler, Solver::Heun] {
+        let settings = SampleSettings { steps: 5, solver, ..settings(Routing::Top(2), 2.0) };
+        trace = Trace::default();
+        sample(&mixture, &text, &captions(&[0.0]), &settings, &mut |step| trace.add(step)).unwrap();
+        let json = serde_json::to_value(&trace).unwrap();
+        let steps = json["steps"].as_array().unwrap();
+        let times: Vec<f64> = steps.iter().map(|step| step["t"].as_f64().unwrap()).collect();
+        assert!(times.iter().zip([1.0, 0.8, 0.6, 0.4, 0.2]).all(|(found, t)| (found - t).abs() < 1e-9), "{times:?}");
+        for weights in steps.iter().flat_map(|step| step["weights"].as_array().unwrap()) {
+            let weights: Vec<f64> = weights.as_array().unwrap().iter().map(|it| it.as_f64().unwrap()).collect();
+            assert!(weights.len() == 3 && (weights.iter().sum::<f64>() - 1.0).abs() < 1e-6, "{weights:?}");
+        }
+    }
+    let svg = trace.svg(&["a <red> heart", "a & b"]);
+    assert!(svg.contains("0: a &lt;red> heart") && svg.contains("1: a &amp; b") && svg.contains("expert 2"), "{svg}");
+}
+
+/// The same Gaussian as an expert that predicts the noise of the cosine schedule.
+struct NoiseOf(Gaussian);
+
+impl Field for NoiseOf {
+    fn velocity(&self, x: &Tensor, t: &Tensor, _text: &Tensor) -> Result<Tensor> {
+        pointwise(x, t, |x, s| {
+            let angle = |s: f64| ((s + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos();
+            let alpha = angle(s) / angle(0.0);
+            let sigma = (1.0 - alpha * alpha).sqrt();
+            // E[eps | x], x = alpha x_0 + sigma eps.
+            let Gaussian { mean, deviation } = self.0;
+            sigma * (x - alpha * mean) / ((alpha * deviation).powi(2) + sigma * sigma)
+        })
+    }
+}
+
+#[test]
+fn an_expert_that_predicts_noise_draws_what_one_that_predicts_velocity_draws() {
+    let one = Gaussian { mean: 1.5, deviation: 0.5 };
+    let text = captions(&[0.0; 30]);
+    let points = [-1.0f32, 0.2, 1.4, 3.0];
+    let x = Tensor::from_slice(&points, (4, 1, 1, 1), &Device::Cpu).unwrap();
+    let converted = EpsilonField(NoiseOf(one));
+    for t in [0.02, 0.3, 0.6, 0.9, 0.98] {
+        let time = Tensor::full((1000.0 * t) as f32, 4, &Device::Cpu).unwrap();
+        let found = converted.velocity(&x, &time, &captions(&[0.0; 4]).tokens).unwrap();
+        for (point, found) in points.iter().zip(found.flatten_all().unwrap().to_vec1::<f32>().unwrap()) {
+            let expected = one.velocity(f64::from(*point), t);
+            assert!((f64::from(found) - expected).abs() < 2e-4, "at {point}, {t}: {found}, not {expected}");
+        }
+    }
+    // Alone, and in a mixture beside experts that predict velocities.
+    let [first, _, last] = CLUSTERS.map(|it| Some(Box::new(it) as Box<dyn Field>));
+    let noise = |it: Gaussian| Some(Box::new(EpsilonField(NoiseOf(it))) as Box<dyn Field>);
+    let alone = Mixture { experts: vec![noise(one)], ..mixture(&[], false) };
+    let mixed = Mixture { experts: vec![first, noise(CLUSTERS[1]), last], ..mixture(&[], true) };
+    let settings = || SampleSettings { steps: 30, ..settings(Routing::Full, 1.0) };
+    for (found, expected) in [(alone, mixture(&[Some(one)], false)), (mixed, mixture(&CLUSTERS.map(Some), true))] {
+        let (found, expected) = (draw(&found, &text, settings()), draw(&expected, &text, settings()));
+        let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 2e-2, "{worst}");
+    }
 }

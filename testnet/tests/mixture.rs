@@ -46,6 +46,16 @@ fn a_mixture_draws_the_same_picture_anywhere_and_after_the_run_went_on() {
     assert!(now != first && !said.contains(&hash), "the best of now is another: {said}");
     assert_eq!(draw(&network.nodes[0], &out, &exactly).0, first);
 
+    // Published as a folder it draws the same without any run, whatever fits into memory at once.
+    let published = network.path("published").to_str().unwrap().to_owned();
+    network.nodes[0].answer(["export", &published, "--mixture", &hash]).unwrap();
+    let stranger = node(network.folder.path(), "stranger");
+    stranger.answer(["import", &published, "--name", "hearts"]).unwrap();
+    for more in [["--model", &published, "--memory", "4096"], ["--model", "hearts", "--memory", "0"]] {
+        let (drawn, said) = draw(&stranger, &out, &more);
+        assert!(drawn == first && said.contains("experts were loaded"), "{more:?}: {said}");
+    }
+
     // A peer that trains nothing and has met nobody fetches it by name, and keeps it.
     let ticket = network.ticket();
     let artist = node(network.folder.path(), "artist");

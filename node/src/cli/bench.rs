@@ -12,6 +12,7 @@ use paris_model::{
     expert::Expert,
     parameters::Parameters,
     peak::{fused_multiply_add_flops, matrix_product_flops},
+    preset::Preset,
     random::Stream,
     trainer::{TrainSettings, Trainer},
 };
@@ -38,6 +39,9 @@ pub(super) enum BenchCommand {
 /// multiply-adds did at most just before and just after. Example: paris-node bench train --width 384 --depth 12 --batch 8 --threads 1
 #[derive(Args)]
 pub(super) struct Train {
+    /// An expert of a published size, dit-s/2, dit-b/2 or dit-xl/2, instead of --width, --depth and --heads.
+    #[arg(long, conflicts_with_all = ["width", "depth", "heads"])]
+    preset: Option<Preset>,
     /// Width of the residual stream.
     #[arg(long, default_value_t = 192)]
     width: usize,
@@ -117,7 +121,7 @@ impl Train {
         PartConfig::Expert(config.clone()).validate()?;
         let mut step: Box<dyn FnMut() -> anyhow::Result<()>> =
             if self.forward_only { self.forward_pass(&config)? } else { self.training_step(&config)? };
-        let product_flops = matrix_product_flops(PRODUCT_ROWS, self.width, 4 * self.width);
+        let product_flops = matrix_product_flops(PRODUCT_ROWS, config.width, 4 * config.width);
         let peak_before = fused_multiply_add_flops();
         let (mut walls, mut cpus) = (Vec::new(), Vec::new());
         for number in 0..WARM_UP + self.steps {
@@ -163,7 +167,11 @@ impl Train {
     }
 
     fn config(&self) -> ExpertConfig {
-        let Train { channels, size, patch, width, depth, heads, text_tokens, text_width, .. } = *self;
+        let Train { channels, size, patch, text_tokens, text_width, .. } = *self;
+        let (width, depth, heads) = match self.preset {
+            Some(Preset { width, depth, heads, .. }) => (width, depth, heads),
+            None => (self.width, self.depth, self.heads),
+        };
         ExpertConfig { channels, size, patch, width, depth, heads, text_tokens, text_width }
     }
 

@@ -12,6 +12,7 @@ use paris_model::{
     Device,
     data::{Prepared, ShardInfo, prepared::FILE_NAME},
     parameters::Parameters,
+    preset::{self, Preset},
 };
 use paris_protocol::{
     checkpoint::{BLOB_BYTES_MAX, Blob},
@@ -34,6 +35,11 @@ use crate::{
     store::{DataDir, Database},
 };
 
+/// Width, depth and heads of an expert without a preset.
+const EXPERT: [u16; 3] = [192, 6, 6];
+/// Those of the router.
+const ROUTER: [u16; 3] = [96, 4, 4];
+
 /// Make or show a run's manifest.
 #[derive(Subcommand)]
 pub(super) enum ManifestCommand {
@@ -46,7 +52,7 @@ pub(super) enum ManifestCommand {
 /// The run's id is the hash of the manifest, so nothing in it can change later. The shards go into this node's blob store, from where other
 /// nodes fetch what they train on.
 ///
-/// Example: paris-node manifest new --data prepared --name "my run" --width 96 --depth 3 --heads 4
+/// Examples: paris-node manifest new --data prepared --name "my run" --width 96 --depth 3 --heads 4; or with --preset dit-s/2 instead of the sizes
 #[derive(Args)]
 pub(super) struct New {
     /// The folder that `paris-node data prepare` wrote.
@@ -56,39 +62,43 @@ pub(super) struct New {
     #[arg(long, default_value = "a Paris run")]
     name: String,
 
-    /// Width of the experts.
-    #[arg(long, default_value_t = 192, help_heading = "Models")]
-    width: u16,
-    /// Transformer blocks of an expert.
-    #[arg(long, default_value_t = 6, help_heading = "Models")]
-    depth: u16,
-    /// Attention heads of an expert.
-    #[arg(long, default_value_t = 6, help_heading = "Models")]
-    heads: u16,
+    /// Experts of a published size, dit-s/2, dit-b/2 or dit-xl/2, with the published router and captions of 77 tokens of 768; what else is given here
+    /// counts more. They learn with smaller rates than the default one: 1e-4 is published.
+    #[arg(long, help_heading = "Models")]
+    preset: Option<Preset>,
+    /// Width of the experts; 192 without a preset.
+    #[arg(long, help_heading = "Models")]
+    width: Option<u16>,
+    /// Transformer blocks of an expert; 6 without a preset.
+    #[arg(long, help_heading = "Models")]
+    depth: Option<u16>,
+    /// Attention heads of an expert; 6 without a preset.
+    #[arg(long, help_heading = "Models")]
+    heads: Option<u16>,
     /// Side of a patch, in pixels, for experts and router.
     #[arg(long, default_value_t = 2, help_heading = "Models")]
     patch: u16,
-    /// Width of the router.
-    #[arg(long, default_value_t = 96, help_heading = "Models")]
-    router_width: u16,
-    /// Transformer blocks of the router.
-    #[arg(long, default_value_t = 4, help_heading = "Models")]
-    router_depth: u16,
-    /// Attention heads of the router.
-    #[arg(long, default_value_t = 4, help_heading = "Models")]
-    router_heads: u16,
+    /// Width of the router; 96 without a preset.
+    #[arg(long, help_heading = "Models")]
+    router_width: Option<u16>,
+    /// Transformer blocks of the router; 4 without a preset.
+    #[arg(long, help_heading = "Models")]
+    router_depth: Option<u16>,
+    /// Attention heads of the router; 4 without a preset.
+    #[arg(long, help_heading = "Models")]
+    router_heads: Option<u16>,
     /// Weights that every expert starts from, as `paris-node train base` writes them with the same shape; random ones if not given.
     #[arg(long, value_name = "FILE", help_heading = "Models")]
     base: Option<PathBuf>,
     /// A router that does not read the caption, as published. It cannot follow a prompt from pure noise.
     #[arg(long, help_heading = "Models")]
     router_without_caption: bool,
-    /// Tokens of an encoded caption.
-    #[arg(long, default_value_t = 8, help_heading = "Models")]
-    text_tokens: u16,
-    /// Numbers of a token.
-    #[arg(long, default_value_t = 64, help_heading = "Models")]
-    text_width: u16,
+    /// Tokens of an encoded caption; 8 without a preset.
+    #[arg(long, help_heading = "Models")]
+    text_tokens: Option<u16>,
+    /// Numbers of a token; 64 without a preset.
+    #[arg(long, help_heading = "Models")]
+    text_width: Option<u16>,
 
     /// Samples a step.
     #[arg(long, default_value_t = 32, help_heading = "Training")]
@@ -234,14 +244,13 @@ impl New {
             version: if base.is_some() { BASE_VERSION } else { MANIFEST_VERSION },
             name: self.name.clone(),
             image: Image { channels: 3, size: u16::try_from(prepared.settings.size)? },
-            text: TextShape { tokens: self.text_tokens, width: self.text_width },
-            expert: Transformer { width: self.width, depth: self.depth, heads: self.heads, patch: self.patch },
-            router: Transformer {
-                width: self.router_width,
-                depth: self.router_depth,
-                heads: self.router_heads,
-                patch: self.patch,
-            },
+            text: self.text(),
+            expert: self.transformer(self.preset, EXPERT, [self.width, self.depth, self.heads])?,
+            router: self.transformer(
+                self.preset.map(|_| preset::ROUTER),
+                ROUTER,
+                [self.router_width, self.router_depth, self.router_heads],
+            )?,
             router_reads_caption: !self.router_without_caption,
             clusters: clusters.collect::<anyhow::Result<_>>()?,
             expert_training: training,
@@ -258,6 +267,34 @@ impl New {
             },
             admission: self.admission(organiser),
             base: base.map(|base| Blob { hash: Hash::of(base), bytes: base.len() as u64 }),
+        })
+    }
+
+    fn text(&self) -> TextShape {
+        let (tokens, width) = match self.preset {
+            Some(_) => (preset::TEXT_TOKENS as u16, preset::TEXT_WIDTH as u16),
+            None => (8, 64),
+        };
+        TextShape { tokens: self.text_tokens.unwrap_or(tokens), width: self.text_width.unwrap_or(width) }
+    }
+
+    /// A transformer of the given width, depth and heads; what is not given is the preset's, or the usual.
+    fn transformer(
+        &self,
+        preset: Option<Preset>,
+        usual: [u16; 3],
+        given: [Option<u16>; 3],
+    ) -> anyhow::Result<Transformer> {
+        let rest = match preset {
+            Some(Preset { width, depth, heads, .. }) => [width, depth, heads],
+            None => usual.map(usize::from),
+        };
+        let [width, depth, heads] = std::array::from_fn(|index| given[index].map_or(rest[index], usize::from));
+        Ok(Transformer {
+            width: width.try_into()?,
+            depth: depth.try_into()?,
+            heads: heads.try_into()?,
+            patch: self.patch,
         })
     }
 

@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
-use paris_model::Device;
 use paris_protocol::hash::Hash;
 
 use super::asked::Asked;
 use crate::{
     runtime::{AssembledPart, Assembly},
-    sampling::Drawing,
+    sampling::Assembled,
     store::DataDir,
 };
 
@@ -82,9 +81,9 @@ impl MixtureCommand {
 }
 
 async fn assemble(asked: &Asked, wait: Duration) -> anyhow::Result<()> {
-    let drawing = Drawing::open(&asked.assemble(wait).await?, Device::Cpu)?;
-    let hash = asked.keep(drawing.record()).await?;
-    eprintln!("{}", drawing.describe());
+    let assembled = Assembled::of(&asked.assemble(wait).await?)?;
+    let hash = asked.keep(assembled.record()).await?;
+    eprintln!("{}", assembled.describe());
     println!("{hash}");
     Ok(())
 }

@@ -3,8 +3,11 @@
 mod asked;
 mod bench;
 mod data;
+mod eval;
 mod exit;
+mod export;
 mod history;
+mod import;
 mod init;
 mod join;
 mod manifest;
@@ -62,6 +65,9 @@ enum Command {
     Sample(sample::Sample),
     #[command(subcommand)]
     Mixture(mixture::MixtureCommand),
+    Eval(Box<eval::Eval>),
+    Export(export::Export),
+    Import(import::Import),
     #[command(subcommand)]
     Train(train::TrainCommand),
     #[command(subcommand)]
@@ -92,6 +98,9 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             Command::History(command) => command.run(&dir).await,
             Command::Sample(command) => command.run(dir).await,
             Command::Mixture(command) => command.run(&dir).await,
+            Command::Eval(command) => command.run(dir).await,
+            Command::Export(command) => command.run(&dir).await,
+            Command::Import(command) => tokio::task::block_in_place(|| command.run(&dir)),
             Command::Train(command) => command.run(),
             Command::Bench(command) => command.run(),
         }

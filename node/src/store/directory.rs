@@ -161,6 +161,11 @@ impl DataDir {
         self.root.join("shards")
     }
 
+    /// Where imported mixtures lie, a folder each.
+    pub fn models_path(&self) -> PathBuf {
+        self.root.join("models")
+    }
+
     /// Where checkpoints are exported for sampling.
     pub fn weights_path(&self) -> PathBuf {
         self.root.join("weights")
