@@ -2,7 +2,7 @@
 //!
 //! Pictures with captions become content-addressed shards ([`data`]); an [`expert`] is trained on the shards of one cluster and the [`router`] on those of
 //! all ([`trainer`]), each step on a [`draw`] that may be made ahead of it, and no step is lost ([`durable`]); the [`sampler`] draws with the mixture of
-//! them. All randomness follows from keys and counters ([`random`]).
+//! them, and [`evaluation`] says how good it is. All randomness follows from keys and counters ([`random`]).
 
 pub mod batch;
 pub mod checkpoint;
@@ -12,10 +12,10 @@ pub mod cost;
 mod cuda;
 pub mod data;
 pub mod device;
-pub mod distance;
 pub mod draw;
 pub mod durable;
 mod embeddings;
+pub mod evaluation;
 pub mod expert;
 pub mod features;
 pub mod flow;
@@ -48,5 +48,6 @@ pub mod text;
 pub mod trainer;
 mod trunk;
 mod vector;
+pub mod whole_file;
 
 pub use candle_core::{Device, Tensor};

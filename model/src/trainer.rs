@@ -49,6 +49,9 @@ pub enum TrainError {
     /// The state to resume from is not this part's.
     #[error("the state to resume from: {0}")]
     State(#[from] CheckpointError),
+    /// The base checkpoint is not this model's.
+    #[error("the base checkpoint: {0}")]
+    Base(#[source] CheckpointError),
     /// The loss or the gradients left the range of numbers.
     #[error(
         "step {step} failed: loss {loss}, gradient norm {gradient_norm}. Go on from an earlier checkpoint, or with a lower learning rate"
@@ -143,6 +146,23 @@ impl Trainer {
     ) -> Result<Self, TrainError> {
         config.validate()?;
         let parameters = Parameters::initial(&config, key, device)?;
+        Self::with_parameters(config, settings, key, null_text, device, parameters)
+    }
+
+    /// A part at its beginning, from weights as [`Trainer::weights`] writes them: its optimiser has seen nothing, and its average is those weights.
+    ///
+    /// # Errors
+    /// Where the weights are not of this model.
+    pub fn from_base(
+        config: PartConfig,
+        settings: TrainSettings,
+        key: &[u8; 32],
+        null_text: &Text,
+        weights: &[u8],
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        config.validate()?;
+        let parameters = Parameters::load(&config, weights, device).map_err(TrainError::Base)?;
         Self::with_parameters(config, settings, key, null_text, device, parameters)
     }
 

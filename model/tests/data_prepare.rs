@@ -10,7 +10,7 @@ use paris_model::batch::BatchSource;
 use paris_model::data::{
     Dataset, DatasetError, PrepareError, PrepareSettings, Prepared, Progress, Shard, Source, prepare, shard_hash,
 };
-use paris_model::distance::kernel_distance;
+use paris_model::evaluation::kernel::kernel_distance;
 use paris_model::features::{ColourAndEdges, ImageFeatures};
 use paris_model::image_codec::Pixels;
 use paris_model::text::HashedText;

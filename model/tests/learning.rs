@@ -1,16 +1,20 @@
 //! What a run is for, end to end without the network, on the bundled pictures: experts learn their clusters, and their mixture draws.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use paris_model::{
     batch::BatchSource,
     config::{ExpertConfig, PartConfig, RouterConfig},
-    data::{Dataset, PrepareSettings, ShardInfo, Source, prepare},
-    distance::kernel_distance,
+    data::{Dataset, PrepareSettings, Source, Split, Splits, prepare},
+    evaluation::{
+        classification::Answers,
+        contest::{self, ContestSettings, Prompts, Strategy},
+        distances::{NamedFeatures, Reference, pictures as pictures_of},
+        held_out::HeldOut,
+        kernel::kernel_distance,
+        losses::LossMatrix,
+    },
     expert::Expert,
     features::{ColourAndEdges, ImageFeatures},
     image_codec::Pixels,
@@ -54,30 +58,13 @@ fn router() -> PartConfig {
     })
 }
 
-/// Pictures to train on and held out, read from `folder`.
-struct Pictures {
-    train: Dataset,
-    held_out: Dataset,
-}
-
-/// The bundled pictures: of each cluster, and of all.
-fn pictures(folder: &Path) -> (Vec<Pictures>, Pictures) {
+/// The bundled pictures, prepared in `folder`.
+fn pictures(folder: &Path) -> Splits {
     let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/emoji32-512.tar");
     let settings = PrepareSettings { clusters: CLUSTERS, size: SIDE as u32, ..PrepareSettings::default() };
-    let source = Source::open(&archive).unwrap();
-    let prepared = prepare(&source, folder, &settings, &ColourAndEdges, &Pixels, &mut |_| {}).unwrap();
-    let files = |shards: &[ShardInfo], label: u32| -> Vec<(PathBuf, u32)> {
-        shards.iter().map(|it| (it.path(folder), label)).collect()
-    };
-    let open = |shards: &[(PathBuf, u32)]| Dataset::open(shards.to_vec(), Arc::new(TEXT)).unwrap();
-    let (mut clusters, mut all_train, mut all_held_out) = (Vec::new(), Vec::new(), Vec::new());
-    for (cluster, label) in prepared.clusters.iter().zip(0..) {
-        let (train, held_out) = (files(&cluster.train, label), files(&cluster.held_out, label));
-        clusters.push(Pictures { train: open(&train), held_out: open(&held_out) });
-        all_train.extend(train);
-        all_held_out.extend(held_out);
-    }
-    (clusters, Pictures { train: open(&all_train), held_out: open(&all_held_out) })
+    prepare(&Source::open(&archive).unwrap(), folder, &settings, &ColourAndEdges, &Pixels, &mut |_| {}).unwrap();
+    let encoder: Arc<dyn TextEncoder> = Arc::new(TEXT);
+    Splits::open(folder, &encoder).unwrap()
 }
 
 fn trainer(config: PartConfig) -> Trainer {
@@ -112,33 +99,27 @@ fn mixture(experts: &[Trainer], router: &Trainer) -> Mixture {
 #[test]
 fn experts_learn_their_clusters_and_their_mixture_draws_pictures_like_the_held_out_ones() {
     let folder = tempfile::tempdir().unwrap();
-    let (clusters, all) = pictures(folder.path());
+    let Splits { clusters, all } = pictures(folder.path());
     let mut experts: Vec<Trainer> = (0..CLUSTERS).map(|_| trainer(expert())).collect();
     let mut router = trainer(router());
     let untrained = mixture(&experts, &router);
     let held_out_loss =
-        |trainer: &Trainer, cluster: usize| trainer.held_out_loss(&clusters[cluster].held_out, usize::MAX).unwrap();
+        |trainer: &Trainer, cluster: usize| trainer.held_out_loss(&*clusters[cluster].held_out, usize::MAX).unwrap();
 
     for (cluster, expert) in experts.iter_mut().enumerate() {
         let before = held_out_loss(expert, cluster);
         for _ in 0..STEPS {
-            expert.step(&clusters[cluster].train).unwrap();
+            expert.step(&*clusters[cluster].train).unwrap();
         }
         let after = held_out_loss(expert, cluster);
         println!("expert {cluster}: held-out loss {before} to {after}");
         assert!(after < 0.5 * before);
     }
-    for own in 0..CLUSTERS {
-        for other in (0..CLUSTERS).filter(|other| *other != own) {
-            let (expert, stranger) = (held_out_loss(&experts[own], own), held_out_loss(&experts[other], own));
-            println!("cluster {own}: its expert {expert}, expert {other} {stranger}");
-            assert!(expert < stranger, "the expert of cluster {own} is beaten on its own pictures");
-        }
-    }
-
     for _ in 0..STEPS / 2 {
-        router.step(&all.train).unwrap();
+        router.step(&*all.train).unwrap();
     }
+    measure(&mixture(&experts, &router), &clusters, &all);
+
     let indices: Vec<usize> = (0..all.held_out.len()).collect();
     let real = all.held_out.batch(&indices, &Device::Cpu).unwrap().images;
     let captions: Vec<String> = indices.iter().filter_map(|index| all.held_out.caption(*index).unwrap()).collect();
@@ -160,4 +141,43 @@ fn experts_learn_their_clusters_and_their_mixture_draws_pictures_like_the_held_o
     let (before, after) = (distance(&untrained), distance(&mixture(&experts, &router)));
     println!("kernel distance to {} held-out pictures: untrained {before:e}, trained {after:e}", captions.len());
     assert!(after < 0.2 * before);
+}
+
+/// What the evaluation says of a trained mixture: every expert is the best on its own cluster, the router beats chance by far, more so near the picture than
+/// near noise, and the true cluster's expert draws better than a random one.
+fn measure(mixture: &Mixture, clusters: &[Split], all: &Split) {
+    fn ask(data: &Dataset) -> HeldOut<'_> {
+        HeldOut { data, samples: 64, draws: 10, seed: 1 }
+    }
+    let held_out: Vec<HeldOut> = clusters.iter().map(|split| ask(&split.held_out)).collect();
+    let mut losses = LossMatrix::default();
+    for (cluster, expert) in mixture.experts.iter().enumerate() {
+        losses
+            .measure(&format!("expert-{cluster}"), Some(cluster), expert.as_deref().unwrap(), &held_out, &Device::Cpu)
+            .unwrap();
+    }
+    println!("{losses}");
+    assert_eq!(losses.diagonal_wins(), CLUSTERS);
+    let router = mixture.router.as_deref().unwrap();
+    let said = Answers::of(router, &ask(&all.held_out), &Device::Cpu).unwrap().classification().unwrap();
+    println!("{said:?}");
+    let accuracy = |bin: usize| said.accuracy.bins[bin].unwrap();
+    assert!(said.accuracy.mean > 0.6 && accuracy(0) >= accuracy(9), "{said:?}");
+    assert!(said.calibrated.mean < said.cross_entropy.mean + 0.05, "{said:?}");
+
+    let null = TEXT.encode(&[""], &Device::Cpu).unwrap();
+    let prompts = Prompts::of(&*all.held_out, &null, 96, 0, &Device::Cpu).unwrap();
+    let real = pictures_of(&*all.train, &Pixels, 1000).unwrap();
+    let features = NamedFeatures { name: "ColourAndEdges", features: &ColourAndEdges };
+    let reference = [Reference::of(features, &real, prompts.len()).unwrap()];
+    let settings = ContestSettings { steps: 8, guidance: 1.0, seeds: vec![1] };
+    let compete = |strategy| {
+        let drawn = contest::compete(mixture, &Pixels, strategy, &prompts, &reference, &settings, &mut |_| {});
+        let outcome = drawn.unwrap().0;
+        println!("{strategy}: {outcome:?}");
+        (outcome.spread("FD64-ColourAndEdges").unwrap().mean, outcome.agreement)
+    };
+    let ((oracle, right), (random, by_chance)) = (compete(Strategy::Oracle), compete(Strategy::Random));
+    assert!(oracle < random, "{oracle} {random}");
+    assert!(right.iter().all(|share| *share == 1.0) && by_chance.iter().all(|share| *share < 0.8));
 }

@@ -100,6 +100,23 @@ fn held_out_loss_falls_for_experts_and_routers() {
 }
 
 #[test]
+fn a_part_from_a_base_begins_with_the_bases_loss_and_nothing_else_of_it() {
+    let mut base = trainer(expert());
+    train(&mut base, 30);
+    let weights = base.weights().unwrap();
+    let from = |config| Trainer::from_base(config, settings(), &[7; 32], &null_text(), &weights, &Device::Cpu);
+    let mut based = from(expert()).unwrap();
+    assert_eq!((based.step_count(), based.cursor()), (0, 0));
+    assert_eq!(based.weights().unwrap(), weights);
+    let loss = |trainer: &Trainer| trainer.held_out_loss(&Shades(16), 16).unwrap();
+    assert_eq!(loss(&based), loss(&base));
+    train(&mut based, 10);
+    assert!(loss(&based) < loss(&base) && based.step_count() == 10);
+    let refused = from(router(None)).err().unwrap().to_string();
+    assert!(refused.starts_with("the base checkpoint: "), "{refused}");
+}
+
+#[test]
 fn a_resumed_part_reaches_the_same_bits() {
     for config in [expert(), router(Some(CAPTION_WIDTH))] {
         let mut uninterrupted = trainer(config.clone());

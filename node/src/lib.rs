@@ -1,8 +1,9 @@
 //! A machine of a Paris training network.
 //!
 //! `network` is the libp2p swarm (discovery, gossip, register exchange), `blobs` the iroh store and endpoint (checkpoints and shards), `store` what is
-//! kept on disk, [`history`] how training went here, [`memory`] what training may take of the machine's, [`encoders`] what encodes captions and pictures, [`runtime`] drives the protocol's agent and the
-//! trainers, [`api`] lets commands talk to the running node, [`cli`] is the command line.
+//! kept on disk, [`history`] how training went here, [`memory`] what training may take of the machine's, [`encoders`] what encodes captions and pictures,
+//! [`runtime`] drives the protocol's agent and the trainers, [`plot`] draws numbers, [`api`] lets commands talk to the running node, [`cli`] is the command
+//! line.
 
 pub mod api;
 pub mod blobs;
@@ -14,6 +15,7 @@ pub mod hub;
 pub mod memory;
 pub mod models;
 pub mod network;
+pub mod plot;
 pub mod runtime;
 pub mod sampling;
 pub mod status;

@@ -1,10 +1,15 @@
 //! The run manifest: everything the peers of one run must agree on before they meet.
 
+mod pretrained;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use pretrained::{Encoders, ImageCodec, Pretrained, TextEncoder, TextFiles};
+
 use crate::{
+    checkpoint::BLOB_BYTES_MAX,
     codec::{CodecError, Wire},
     hash::Hash,
     identity::NodeId,
@@ -13,10 +18,10 @@ use crate::{
 
 /// The most clusters a run may have.
 pub const CLUSTERS_MAX: usize = 1024;
-/// The version of a manifest whose encoders are built in.
+/// The version of a manifest that takes nothing ready-made.
 pub const MANIFEST_VERSION: u16 = 1;
-/// The version of one that names pretrained encoders, and the latest that this code reads.
-pub const ENCODERS_VERSION: u16 = 2;
+/// The version of one that names pretrained networks ([`Pretrained`]), and the latest that this code reads.
+pub const PRETRAINED_VERSION: u16 = 2;
 
 /// A run's name on the network: the BLAKE3 hash of its manifest's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -37,7 +42,7 @@ impl fmt::Debug for RunId {
 /// One training effort.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Format version: [`MANIFEST_VERSION`], or [`ENCODERS_VERSION`] with pretrained encoders ([`Encoders::version`]).
+    /// Format version, [`Pretrained::version`].
     pub version: u16,
     /// What people call the run; at most 100 bytes.
     pub name: String,
@@ -61,32 +66,9 @@ pub struct Manifest {
     pub ownership: Ownership,
     /// Who may own parts.
     pub admission: Admission,
-    /// What encodes captions and pictures. Last, and nothing at all on the wire where it is what is built in, so that a run of version 1 keeps its
-    /// bytes and its id.
-    #[serde(with = "default_or_end")]
-    pub encoders: Encoders,
-}
-
-/// The default, which is the end of the bytes, or another value.
-mod default_or_end {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(super) fn serialize<T: Serialize + Default + PartialEq, S: Serializer>(
-        value: &T,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        match *value == T::default() {
-            true => serializer.serialize_unit(),
-            false => value.serialize(serializer),
-        }
-    }
-
-    /// What does not read is the default; that nothing is left over is checked by whoever compares the wire form.
-    pub(super) fn deserialize<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<T, D::Error> {
-        Ok(T::deserialize(deserializer).unwrap_or_default())
-    }
+    /// What the run takes ready-made. Last, and nothing at all on the wire where it takes nothing, so that a run of version 1 keeps its bytes and its id.
+    #[serde(with = "pretrained::default_or_end")]
+    pub pretrained: Pretrained,
 }
 
 /// The shape of a picture, or of a latent.
@@ -105,57 +87,6 @@ pub struct TextShape {
     pub tokens: u16,
     /// Numbers a token.
     pub width: u16,
-}
-
-/// The frozen networks between captions and pictures and what experts learn. Nodes with different ones would train different models, so a
-/// pretrained one is named by the BLAKE3 hashes of its files.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Encoders {
-    /// What captions become.
-    pub text: TextEncoder,
-    /// What pictures become; who trains needs it not, since shards hold what it made.
-    pub image: ImageCodec,
-}
-
-impl Encoders {
-    /// The version of a manifest that names these.
-    pub fn version(&self) -> u16 {
-        if *self == Self::default() { MANIFEST_VERSION } else { ENCODERS_VERSION }
-    }
-}
-
-/// A text encoder.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum TextEncoder {
-    /// Hashed words and letters; nothing to fetch.
-    #[default]
-    Hashed,
-    /// CLIP's text transformer.
-    Clip(TextFiles),
-    /// The sentence encoder all-MiniLM-L6-v2.
-    MiniLm(TextFiles),
-}
-
-/// The files of a pretrained text encoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TextFiles {
-    /// BLAKE3 of the weights.
-    pub weights: Hash,
-    /// BLAKE3 of the tokenizer.
-    pub tokenizer: Hash,
-}
-
-/// What encodes pictures, and decodes what experts draw.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ImageCodec {
-    /// Nothing: experts learn pixels.
-    #[default]
-    Pixels,
-    /// Stable Diffusion's autoencoder: experts learn latents, an eighth of the picture's side.
-    Vae {
-        /// BLAKE3 of the weights.
-        weights: Hash,
-    },
 }
 
 /// A diffusion transformer's size (paper, table of architectures).
@@ -258,7 +189,7 @@ pub enum ManifestError {
     },
     /// Written for another version of the software.
     #[error(
-        "the manifest has version {0}, this program reads up to version {ENCODERS_VERSION}: use the release that the run was made with"
+        "the manifest has version {0}, this program reads up to version {PRETRAINED_VERSION}: use the release that the run was made with"
     )]
     Version(u16),
 }
@@ -278,7 +209,7 @@ impl Manifest {
     pub fn read(bytes: &[u8]) -> Result<Self, ManifestError> {
         // The version stands first, so that a newer manifest is called newer, not garbage.
         match bytes.first() {
-            Some(&version) if !(MANIFEST_VERSION..=ENCODERS_VERSION).contains(&version.into()) => {
+            Some(&version) if !(MANIFEST_VERSION..=PRETRAINED_VERSION).contains(&version.into()) => {
                 Err(ManifestError::Version(version.into()))
             }
             _ => {
@@ -331,17 +262,17 @@ impl Manifest {
                 false => Err(ManifestError::Field { field, value: value.to_string(), needed }),
             }
         }
-        if !(MANIFEST_VERSION..=ENCODERS_VERSION).contains(&self.version) {
+        if !(MANIFEST_VERSION..=PRETRAINED_VERSION).contains(&self.version) {
             return Err(ManifestError::Version(self.version));
         }
-        let fits = self.version == self.encoders.version();
-        range("version", self.version, fits, "2 with pretrained encoders, 1 without")?;
+        let fits = self.version == self.pretrained.version();
+        range("version", self.version, fits, "2 with pretrained networks, 1 without")?;
         range("name", format!("{} bytes", self.name.len()), self.name.len() <= 100, "at most 100 bytes")?;
         let clusters = self.clusters.len();
         range("number of clusters", clusters, (1..=CLUSTERS_MAX).contains(&clusters), "1 to 1024")?;
         let Image { channels, size } = self.image;
         range("image channels", channels, (1..=64).contains(&channels), "1 to 64")?;
-        let pixels = self.encoders.image == ImageCodec::Pixels;
+        let pixels = self.pretrained.encoders.image == ImageCodec::Pixels;
         range("image channels", channels, !pixels || channels == 3, "3 where experts learn pixels")?;
         range("image size", size, (1..=1024).contains(&size), "1 to 1024")?;
         let TextShape { tokens, width } = self.text;
@@ -370,6 +301,10 @@ impl Manifest {
         range("ttl", ttl, ttl >= 3 * u64::from(times.heartbeat_ms), "three heartbeats or more")?;
         range("checkpoint interval", times.checkpoint_ms, times.checkpoint_ms >= 100, "100 ms or more")?;
         range("quorum", times.quorum, (1..=64).contains(&times.quorum), "1 to 64")?;
+        if let Some(base) = self.pretrained.base {
+            let bytes = base.bytes;
+            range("base checkpoint's length", bytes, (1..=BLOB_BYTES_MAX).contains(&bytes), "1 byte to 64 GiB")?;
+        }
         for cluster in &self.clusters {
             let samples: u64 = cluster.train.iter().map(|shard| u64::from(shard.samples)).sum();
             range("training samples of a cluster", samples, samples > 0, "1 or more")?;

@@ -8,6 +8,7 @@ use paris_node::memory::Counting;
 use paris_testnet::{
     bench::Bench,
     demo::Demo,
+    experiment::Experiment,
     process::NODE,
     sim::{Sim, baseline::Baseline},
 };
@@ -27,6 +28,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Demo(Demo),
+    Experiment(Box<Experiment>),
     Sim(Sim),
     Baseline(Baseline),
     #[command(subcommand)]
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
     }
     let outcome = match Cli::parse().command {
         Command::Demo(demo) => demo.run(),
+        Command::Experiment(experiment) => experiment.run(),
         Command::Sim(sim) => sim.run(),
         Command::Baseline(baseline) => baseline.run(),
         Command::Bench(bench) => bench.run(),

@@ -13,6 +13,7 @@ pub mod prepare;
 pub mod prepared;
 pub mod shard;
 pub mod source;
+pub mod splits;
 
 mod archive;
 mod caption_cache;
@@ -25,3 +26,4 @@ pub use prepare::{PrepareError, Progress, prepare};
 pub use prepared::{ClusterShards, PrepareSettings, Prepared, ShardInfo};
 pub use shard::{Encoding, Shard, ShardError, ShardFile, ShardFileError, shard_hash};
 pub use source::{Sample, Skipped, Source, SourceError};
+pub use splits::{Split, Splits, SplitsError};

@@ -17,7 +17,7 @@ use crate::{
 /// Where training began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// At the part's beginning.
+    /// At the part's beginning: from random weights, or from the base checkpoint.
     Beginning,
     /// From the published state that was named.
     Published,

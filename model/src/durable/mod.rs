@@ -8,9 +8,13 @@
 //! the state: so whoever goes on from a later state goes on with the same bits. After [`FALLBACKS_MAX`] times within [`FORGIVEN_AFTER_STEPS`] steps
 //! training gives up.
 
+mod alone;
 pub mod beginning;
 
-use std::fmt::{self, Display};
+use std::{
+    fmt::{self, Display},
+    sync::Arc,
+};
 
 use candle_core::Device;
 
@@ -60,14 +64,17 @@ pub struct Setup {
     pub null_text: Text,
     /// Where it is trained.
     pub device: Device,
+    /// The weights that its first step starts from, as [`Trainer::weights`] writes them; random ones where none are given.
+    pub base: Option<Arc<[u8]>>,
 }
 
 impl Setup {
     fn trainer(&self, state: Option<&State>) -> Result<Trainer, TrainError> {
-        let Self { config, settings, key, null_text, device } = self;
-        match state {
-            Some(state) => Trainer::from_state(config.clone(), *settings, key, null_text, state, device),
-            None => Trainer::new(config.clone(), *settings, key, null_text, device),
+        let Self { config, settings, key, null_text, device, base } = self;
+        match (state, base) {
+            (Some(state), _) => Trainer::from_state(config.clone(), *settings, key, null_text, state, device),
+            (None, Some(base)) => Trainer::from_base(config.clone(), *settings, key, null_text, base, device),
+            (None, None) => Trainer::new(config.clone(), *settings, key, null_text, device),
         }
     }
 }

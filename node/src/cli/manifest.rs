@@ -1,6 +1,7 @@
 //! `paris-node manifest`
 
 use std::{
+    fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -9,14 +10,20 @@ use std::{
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use paris_model::{
+    Device,
     data::{Prepared, Shard, ShardInfo, prepared::FILE_NAME},
+    parameters::Parameters,
     preset::{self, Preset},
     text::TextEncoder,
 };
 use paris_protocol::{
+    checkpoint::{BLOB_BYTES_MAX, Blob},
     codec::Wire,
+    hash::Hash,
     identity::NodeId,
-    manifest::{self, Admission, Cluster, Image, ImageCodec, Manifest, Ownership, TextShape, Training, Transformer},
+    manifest::{
+        self, Admission, Cluster, Image, ImageCodec, Manifest, Ownership, Pretrained, TextShape, Training, Transformer,
+    },
     part::Part,
     ticket::Ticket,
 };
@@ -26,7 +33,7 @@ use crate::{
     api::Client,
     blobs::{Blobs, BlobsConfig},
     encoders,
-    runtime::{MANIFEST_TAG, recipe, shard_tag},
+    runtime::{BASE_TAG, MANIFEST_TAG, recipe, shard_tag},
     sampling::manifest_from_hex,
     store::{DataDir, Database},
 };
@@ -83,6 +90,9 @@ pub(super) struct New {
     /// Attention heads of the router; 4 without a preset.
     #[arg(long, help_heading = "Models")]
     router_heads: Option<u16>,
+    /// Weights that every expert starts from, as `paris-node train base` writes them with the same shape; random ones if not given.
+    #[arg(long, value_name = "FILE", help_heading = "Models")]
+    base: Option<PathBuf>,
     /// A router that does not read the caption, as published. It cannot follow a prompt from pure noise.
     #[arg(long, help_heading = "Models")]
     router_without_caption: bool,
@@ -169,10 +179,19 @@ impl New {
         let prepared = Prepared::read(&self.data)?;
         let text = self.text_encoder(&dir.encoders_path())?;
         let image = self.image(&prepared)?;
-        let manifest = self.manifest(&prepared, image, &*text, dir.keypair()?.id())?;
+        let base = self.base.as_deref().map(read_base).transpose()?;
+        let pretrained = Pretrained {
+            encoders: encoders::named(&text.identity(), &prepared.codec)?,
+            base: base.as_deref().map(|base| Blob { hash: Hash::of(base), bytes: base.len() as u64 }),
+        };
+        let manifest = self.manifest(&prepared, image, &*text, pretrained, dir.keypair()?.id())?;
         manifest.check()?;
         for part in manifest.parts() {
             recipe::part_config(&manifest, part).validate().with_context(|| format!("the {part} cannot be built"))?;
+        }
+        if let (Some(base), Some(path)) = (&base, &self.base) {
+            Parameters::load(&recipe::part_config(&manifest, Part::Expert(0)), base, &Device::Cpu)
+                .with_context(|| format!("{} is not the base of these experts", path.display()))?;
         }
         let (run, bytes) = (manifest.id()?, manifest.to_bytes()?);
         for info in shards(&prepared) {
@@ -188,7 +207,7 @@ impl New {
         // Nothing is served yet: loopback will do.
         let bind = vec![(Ipv4Addr::LOCALHOST, 0).into()];
         let blobs = Blobs::start(BlobsConfig { bind, ..BlobsConfig::new(dir.secret()?, dir.blobs_path()) }).await?;
-        let stored = self.store(&blobs, &prepared, bytes.clone()).await;
+        let stored = self.store(&blobs, &prepared, bytes.clone(), base).await;
         blobs.shutdown().await;
         stored?;
         let database = Database::open(dir)?;
@@ -199,9 +218,18 @@ impl New {
         Ok(())
     }
 
-    /// Puts the manifest and every shard into the node's blob store.
-    async fn store(&self, blobs: &Blobs, prepared: &Prepared, manifest: Vec<u8>) -> anyhow::Result<()> {
+    /// Puts the manifest, every shard and the base into the node's blob store.
+    async fn store(
+        &self,
+        blobs: &Blobs,
+        prepared: &Prepared,
+        manifest: Vec<u8>,
+        base: Option<Vec<u8>>,
+    ) -> anyhow::Result<()> {
         blobs.add_bytes(MANIFEST_TAG, manifest).await?;
+        if let Some(base) = base {
+            blobs.add_bytes(BASE_TAG, base).await?;
+        }
         for info in shards(prepared) {
             blobs.add_file(&shard_tag(&info.hash.parse()?), &info.path(&self.data)).await?;
         }
@@ -219,9 +247,9 @@ impl New {
         prepared: &Prepared,
         image: Image,
         text: &dyn TextEncoder,
+        pretrained: Pretrained,
         organiser: NodeId,
     ) -> anyhow::Result<Manifest> {
-        let encoders = encoders::named(&text.identity(), &prepared.codec)?;
         let shards = |shards: &[ShardInfo]| shards.iter().map(shard).collect::<anyhow::Result<Vec<_>>>();
         let clusters = prepared
             .clusters
@@ -237,7 +265,7 @@ impl New {
             steps: self.steps,
         };
         Ok(Manifest {
-            version: encoders.version(),
+            version: pretrained.version(),
             name: self.name.clone(),
             image,
             text: TextShape { tokens: u16::try_from(text.tokens())?, width: u16::try_from(text.width())? },
@@ -262,7 +290,7 @@ impl New {
                 replicas: self.replicas,
             },
             admission: self.admission(organiser),
-            encoders,
+            pretrained,
         })
     }
 
@@ -306,6 +334,16 @@ impl New {
     }
 }
 
+/// A base checkpoint's bytes.
+fn read_base(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let reading = || format!("reading the base checkpoint {}", path.display());
+    let bytes = path.metadata().with_context(reading)?.len();
+    if bytes > BLOB_BYTES_MAX {
+        bail!("{} has {bytes} bytes: no checkpoint has more than {BLOB_BYTES_MAX}", path.display());
+    }
+    fs::read(path).with_context(reading)
+}
+
 fn shards(prepared: &Prepared) -> impl Iterator<Item = &ShardInfo> {
     prepared.clusters.iter().flat_map(|cluster| cluster.train.iter().chain(&cluster.held_out))
 }
@@ -327,7 +365,7 @@ fn summary(manifest: &Manifest) -> String {
     let samples: u64 = manifest.clusters.iter().flat_map(|it| &it.train).map(|shard| u64::from(shard.samples)).sum();
     let parameters = |part| recipe::part_config(manifest, part).parameter_count();
     let Image { channels, size } = manifest.image;
-    let pictures = match manifest.encoders.image {
+    let pictures = match manifest.pretrained.encoders.image {
         ImageCodec::Pixels => format!("{samples} training pictures of {size}x{size}"),
         ImageCodec::Vae { .. } => format!("{samples} training pictures as latents of {channels}x{size}x{size}"),
     };
@@ -354,6 +392,9 @@ impl Inspect {
         }
         println!("run    {} {:?}", manifest.id()?.0, manifest.name);
         println!("models {}", summary(&manifest));
+        if let Some(base) = manifest.pretrained.base {
+            println!("base   {} ({} bytes), from which every expert starts", base.hash, base.bytes);
+        }
         for (number, cluster) in manifest.clusters.iter().enumerate() {
             let count = |shards: &[manifest::Shard]| shards.iter().map(|shard| shard.samples).sum::<u32>();
             let (train, held_out) = (count(&cluster.train), count(&cluster.held_out));

@@ -4,6 +4,7 @@ mod asked;
 mod bench;
 mod data;
 mod encoders;
+mod eval;
 mod exit;
 mod export;
 mod history;
@@ -15,6 +16,7 @@ mod mixture;
 mod run;
 mod sample;
 mod status;
+mod train;
 
 use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
 
@@ -68,8 +70,11 @@ enum Command {
     Sample(sample::Sample),
     #[command(subcommand)]
     Mixture(mixture::MixtureCommand),
+    Eval(Box<eval::Eval>),
     Export(export::Export),
     Import(import::Import),
+    #[command(subcommand)]
+    Train(train::TrainCommand),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
 }
@@ -98,8 +103,10 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             Command::History(command) => command.run(&dir).await,
             Command::Sample(command) => command.run(dir).await,
             Command::Mixture(command) => command.run(&dir).await,
+            Command::Eval(command) => command.run(dir).await,
             Command::Export(command) => command.run(&dir).await,
             Command::Import(command) => tokio::task::block_in_place(|| command.run(&dir)),
+            Command::Train(command) => command.run(),
             Command::Bench(command) => command.run(),
         }
     });

@@ -24,7 +24,7 @@ use paris_protocol::{
     ticket::{Seed, Ticket},
 };
 
-use super::{AssembledPart, addresses, recipe, trainer::Job};
+use super::{AssembledPart, BASE_TAG, addresses, recipe, trainer::Job};
 use crate::{
     blobs::{Blobs, BlobsError, FetchRequest, Size},
     hex,
@@ -213,6 +213,10 @@ impl BlobWork {
             }
             None => None,
         };
+        let base = match (part, manifest.pretrained.base) {
+            (Part::Expert(_), Some(base)) if state.is_none() => Some(self.base(base, &config, peers).await?),
+            _ => None,
+        };
         let shards = recipe::shards(&manifest, part);
         let train = self.gather(&shards.train, peers).await?;
         let held_out = self.gather(&shards.held_out, peers).await?;
@@ -226,6 +230,7 @@ impl BlobWork {
                 null_text: encoder.encode(&[""], &Device::Cpu)?,
                 state,
                 state_is_own,
+                base,
                 train: Arc::new(Dataset::open(train, encoder.clone())?),
                 held_out: Dataset::open(held_out, encoder)?,
                 steps: training.steps,
@@ -257,24 +262,52 @@ impl BlobWork {
     }
 
     async fn gather_one(&self, shard: &Shard, providers: &[NodeId]) -> anyhow::Result<()> {
-        if self.blobs.has(shard.hash.0).await? {
+        let blob = Blob { hash: shard.hash, bytes: shard.bytes };
+        self.bring(blob, "shard", &shard_tag(&shard.hash), providers).await
+    }
+
+    /// The base checkpoint, fetched from any peer if it is not here; whoever fetched it serves it.
+    async fn base(&self, base: Blob, config: &PartConfig, peers: &[NodeId]) -> anyhow::Result<Arc<[u8]>> {
+        let (weights_max, _) = size_limits(config);
+        if base.bytes > weights_max {
+            bail!(
+                "the manifest names a base checkpoint of {} bytes, and these experts have {weights_max} at most",
+                base.bytes
+            );
+        }
+        let providers: Vec<_> = self.seeds().chain(peers.iter().copied()).collect();
+        self.bring(base, "base checkpoint", BASE_TAG, &providers).await?;
+        let bytes = match self.blobs.bytes(base.hash.0, weights_max).await {
+            // From now on it counts as missing, so it is fetched.
+            Err(BlobsError::Corrupt { .. }) => {
+                self.bring(base, "base checkpoint", BASE_TAG, &providers).await?;
+                self.blobs.bytes(base.hash.0, weights_max).await
+            }
+            bytes => bytes,
+        };
+        Ok(bytes?.into())
+    }
+
+    /// Fetches a blob that a part cannot be trained without, unless it is here.
+    async fn bring(&self, blob: Blob, what: &str, tag: &str, providers: &[NodeId]) -> anyhow::Result<()> {
+        if self.blobs.has(blob.hash.0).await? {
             return Ok(());
         }
         let mut attempt = 1;
         loop {
             let request = FetchRequest {
-                hash: shard.hash.0,
-                size: Size::Exactly(shard.bytes),
+                hash: blob.hash.0,
+                size: Size::Exactly(blob.bytes),
                 providers: providers.to_vec(),
-                tag: shard_tag(&shard.hash),
+                tag: tag.to_owned(),
             };
             match self.blobs.fetch(request).await {
                 Ok(_) => return Ok(()),
                 Err(error) if attempt >= GATHER_ATTEMPTS => {
                     return Err(error)
-                        .with_context(|| format!("shard {} is to be had from nobody", shard.hash.short()));
+                        .with_context(|| format!("{what} {} is to be had from nobody", blob.hash.short()));
                 }
-                Err(error) => tracing::warn!("shard {}: {error}; trying again", shard.hash.short()),
+                Err(error) => tracing::warn!("{what} {}: {error}; trying again", blob.hash.short()),
             }
             attempt += 1;
             tokio::time::sleep(GATHER_PAUSE).await;

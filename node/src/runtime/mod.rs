@@ -54,6 +54,8 @@ use crate::{
 const CALLS_MAX: usize = 64;
 /// The name under which the blob store keeps the manifest, for those who join.
 pub(crate) const MANIFEST_TAG: &str = "manifest";
+/// The name under which the blob store keeps the base checkpoint.
+pub(crate) const BASE_TAG: &str = "base";
 /// How long a manifest is waited for before the attempt is reported.
 const MANIFEST_WAIT: Duration = Duration::from_secs(5);
 
@@ -382,7 +384,7 @@ impl Room {
 
 /// The run's text encoder, so that missing files are said now, not when a part is to be trained. CLIP takes a second or two.
 async fn read_text_encoder(manifest: &Manifest, config: &NodeConfig) -> Result<Arc<dyn TextEncoder>, NodeError> {
-    let (named, shape) = (manifest.encoders.text, manifest.text);
+    let (named, shape) = (manifest.pretrained.encoders.text, manifest.text);
     let (folder, device) = (config.dir.encoders_path(), config.device.open_to_train()?);
     let read = tokio::task::spawn_blocking(move || encoders::text_encoder(named, shape, &folder, &device));
     Ok(read.await.map_err(|_| NodeError::Stopped)??)

@@ -53,6 +53,8 @@ pub(super) struct Job {
     pub(super) state: Option<Vec<u8>>,
     /// This node trained the state, and so knows its micro-batch to be good.
     pub(super) state_is_own: bool,
+    /// The weights that it starts from where there is neither state nor snapshot; random ones if none.
+    pub(super) base: Option<Arc<[u8]>>,
     pub(super) train: Arc<Dataset>,
     pub(super) held_out: Dataset,
     /// Steps at which the part is finished; 0 for never.
@@ -123,9 +125,9 @@ fn train(
     stop: &AtomicBool,
     events: &mpsc::Sender<TrainerEvent>,
 ) -> anyhow::Result<()> {
-    let Job { part, config, settings, key, null_text, state, state_is_own, train, held_out, .. } = job;
+    let Job { part, config, settings, key, null_text, state, state_is_own, base, train, held_out, .. } = job;
     let (steps, checkpoint_every, device) = (job.steps, job.checkpoint_every, job.device.open_to_train()?);
-    let setup = Setup { config: config.clone(), settings, key, null_text, device };
+    let setup = Setup { config: config.clone(), settings, key, null_text, device, base };
     let mut recorder = Recorder::open(part, &places.history(), events.clone());
     let beginning = Beginning::choose(setup, &places.run(), places.snapshots(part), state)?;
     let trained_here = state_is_own || matches!(beginning.origin(), Origin::Snapshot { .. });
@@ -292,6 +294,7 @@ mod tests {
             null_text: Text { tokens, pooled },
             state: None,
             state_is_own: false,
+            base: None,
             train: Arc::new(open()),
             held_out: open(),
             steps: 0,

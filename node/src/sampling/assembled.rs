@@ -21,7 +21,7 @@ use paris_model::{
 };
 use paris_protocol::{
     codec::Wire,
-    manifest::{ImageCodec, Manifest, TextEncoder},
+    manifest::{ImageCodec, Manifest, Pretrained, TextEncoder},
     mixture::Mixture as Record,
     part::Part,
 };
@@ -90,7 +90,7 @@ impl Assembled {
     /// are read from the folder `encoders`.
     pub fn drawing(&self, place: Place, encoders: &Path) -> anyhow::Result<Drawing> {
         // First: what is missing is said before anything else is read.
-        let Manifest { encoders: named, text, image, .. } = &self.manifest;
+        let Manifest { pretrained: Pretrained { encoders: named, .. }, text, image, .. } = &self.manifest;
         let text = encoders::text_encoder(named.text, *text, encoders, &place.device)?;
         let codec = encoders::image_codec(named.image, *image, encoders, &place.device)?;
         let (channels, size) = (usize::from(self.manifest.image.channels), usize::from(self.manifest.image.size));
@@ -152,7 +152,7 @@ impl Assembled {
 
     /// Where an export takes the text encoder from; files only if they are the run's.
     fn text_source(&self, encoders: &Path) -> anyhow::Result<TextSource> {
-        let Manifest { encoders: named, text, .. } = &self.manifest;
+        let Manifest { pretrained: Pretrained { encoders: named, .. }, text, .. } = &self.manifest;
         match named.text {
             TextEncoder::Hashed => {
                 Ok(TextSource::Hashed(HashedText { tokens: text.tokens.into(), width: text.width.into() }))
@@ -170,7 +170,7 @@ impl Assembled {
 
     /// Where an export takes the image codec from, likewise.
     fn codec_source(&self, encoders: &Path) -> anyhow::Result<CodecSource> {
-        let Manifest { encoders: named, image, .. } = &self.manifest;
+        let Manifest { pretrained: Pretrained { encoders: named, .. }, image, .. } = &self.manifest;
         match named.image {
             ImageCodec::Pixels => Ok(CodecSource::Pixels),
             ImageCodec::Vae { .. } => {

@@ -104,6 +104,21 @@ impl Drawing {
         self.mixture.calibration = Some(calibration);
     }
 
+    /// The models.
+    pub fn mixture(&self) -> &Mixture {
+        &self.mixture
+    }
+
+    /// What reads captions.
+    pub fn text(&self) -> &Arc<dyn TextEncoder> {
+        &self.text
+    }
+
+    /// What makes pictures of what is drawn.
+    pub fn codec(&self) -> &dyn ImageCodec {
+        self.codec.as_ref()
+    }
+
     /// Width and height of the pictures, pixels.
     pub fn size(&self) -> usize {
         self.mixture.shape.1 * self.codec.reduction()

@@ -4,7 +4,7 @@ use paris_protocol::{
     codec::Wire,
     hash::Hash,
     identity::NodeId,
-    manifest::{Admission, Encoders, ImageCodec, Manifest, ManifestError, Shard, TextEncoder, TextFiles},
+    manifest::{Admission, Encoders, ImageCodec, Manifest, ManifestError, Pretrained, Shard, TextEncoder, TextFiles},
 };
 
 use crate::common::manifest;
@@ -42,12 +42,13 @@ fn the_shape_of_data_is_bounded() {
 }
 
 #[test]
-fn the_version_says_whether_encoders_are_named() {
+fn the_version_says_whether_pretrained_networks_are_named() {
     let files = TextFiles { weights: Hash::of(b"weights"), tokenizer: Hash::of(b"tokenizer") };
     let encoders = Encoders { text: TextEncoder::MiniLm(files), image: ImageCodec::Pixels };
+    let pretrained = Pretrained { encoders, base: None };
     assert_eq!(refused(|it| it.version = 2), "version");
-    assert_eq!(refused(|it| it.encoders = encoders), "version");
-    let named = Manifest { version: 2, encoders, ..manifest(2, 1) };
+    assert_eq!(refused(|it| it.pretrained = pretrained), "version");
+    let named = Manifest { version: 2, pretrained, ..manifest(2, 1) };
     let bytes = named.to_bytes().unwrap();
     assert_eq!(Manifest::read(&bytes).unwrap(), named);
     assert_ne!(named.id().unwrap(), manifest(2, 1).id().unwrap());

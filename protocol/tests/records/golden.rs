@@ -6,7 +6,7 @@ use paris_protocol::{
     codec::Wire,
     hash::Hash,
     identity::NodeId,
-    manifest::{Encoders, ImageCodec, Manifest, RunId, TextEncoder, TextFiles},
+    manifest::{Encoders, ImageCodec, Manifest, Pretrained, RunId, TextEncoder, TextFiles},
     message::{Gossip, Presence, Progress},
     mixture::Mixture,
     part::Part,
@@ -62,11 +62,13 @@ fn presence() -> Presence {
     }
 }
 
-/// A run on Stable Diffusion's latents and CLIP's captions.
-fn with_encoders() -> Manifest {
+/// A run on Stable Diffusion's latents and CLIP's captions, whose experts start from a base.
+fn with_pretrained() -> Manifest {
     let text = TextEncoder::Clip(TextFiles { weights: Hash([10; 32]), tokenizer: Hash([11; 32]) });
     let encoders = Encoders { text, image: ImageCodec::Vae { weights: Hash([12; 32]) } };
-    let manifest = Manifest { version: encoders.version(), encoders, ..manifest(1, 1) };
+    let base = Some(Blob { hash: Hash([13; 32]), bytes: 1000 });
+    let pretrained = Pretrained { encoders, base };
+    let manifest = Manifest { version: pretrained.version(), pretrained, ..manifest(1, 1) };
     manifest.check().unwrap();
     assert_eq!(Manifest::read(&manifest.to_bytes().unwrap()).unwrap(), manifest);
     manifest
@@ -92,7 +94,7 @@ fn the_wire_form_of_every_kind_is_what_it_was() {
         ("records", hashed(&records)),
         ("mixture", Mixture::of(run(), [&Verified::sign(&key(1), run(), checkpoint())]).hash().unwrap().to_string()),
         ("manifest", manifest(1, 1).id().unwrap().0.to_string()),
-        ("manifest with encoders", with_encoders().id().unwrap().0.to_string()),
+        ("manifest with pretrained networks", with_pretrained().id().unwrap().0.to_string()),
         ("claim id", claim().id(run(), NodeId([3; 32])).0.to_string()),
         ("checkpoint id", Verified::sign(&key(1), run(), checkpoint()).id().0.to_string()),
     ];
@@ -126,7 +128,7 @@ fn the_wire_form_of_every_kind_is_what_it_was() {
         ("records", "35b164ad718e33dcefa91f5bce30e3aef323c1b51151f73eebd27ee17b72aa87"),
         ("mixture", "3c001af307eb9d3b696870f706e3c1940cf0e23c4fb80b00d2c2424d7949857e"),
         ("manifest", "a19dd389cb0b747b4340cb167548217bddcc2a427ca821285263a70b1d0838ea"),
-        ("manifest with encoders", ""),
+        ("manifest with pretrained networks", ""),
         ("claim id", "9c3914a1d5434e3b0799b60525fba0c65b2b72ce15867c1538e839393cd93bf8"),
         ("checkpoint id", "9a9433ff759b924add864a287496b11a667a1fc051bfc8894ab5dd9bf39f20ae"),
     ];

@@ -10,7 +10,7 @@ use paris_protocol::{
     hash::Hash,
     identity::{Keypair, NodeId},
     manifest::{
-        Admission, Cluster, Encoders, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training,
+        Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Pretrained, Shard, TextShape, Training,
         Transformer,
     },
     message::Gossip,
@@ -101,7 +101,7 @@ fn agent() -> Agent {
             replicas: 1,
         },
         admission: Admission::Open,
-        encoders: Encoders::default(),
+        pretrained: Pretrained::default(),
     };
     let settings = Settings { capacity: 1, mirror: Mirror::Replicas };
     let keypair = Keypair::from_secret(&[1; 32]);

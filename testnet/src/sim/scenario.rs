@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use paris_protocol::{
     hash::Hash,
     manifest::{
-        Admission, Cluster, Encoders, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training,
+        Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Pretrained, Shard, TextShape, Training,
         Transformer,
     },
 };
@@ -267,7 +267,7 @@ impl Scenario {
                 replicas,
             },
             admission: Admission::Open,
-            encoders: Encoders::default(),
+            pretrained: Pretrained::default(),
         }
     }
 }

@@ -5,28 +5,44 @@ use candle_core::{DType, Device, Result, Tensor};
 /// Rows that are compared at once; bounds the memory of a kernel block.
 const ROWS: usize = 1024;
 
-/// The unbiased squared maximum mean discrepancy of two feature sets, `[n, width]` and `[m, width]`, under the kernel
-/// `(x . y / width + 1)^3`. About 0 for sets of one distribution (it may fall below 0), larger the more they differ.
-///
-/// With Inception features this is the published KID; with any other, name the features beside the number. Unlike FID it
-/// needs no covariance, so a few hundred pictures suffice. Computed in f64 on the CPU.
-pub fn kernel_distance(a: &Tensor, b: &Tensor) -> Result<f64> {
-    let ((n, width), (m, other)) = (a.dims2()?, b.dims2()?);
-    if n < 2 || m < 2 || width == 0 || width != other {
-        candle_core::bail!(
-            "kernel distance of features {:?} and {:?}: two rows a set and equal widths are needed",
-            a.dims(),
-            b.dims()
-        );
-    }
-    let [a, b] = [a, b].map(|set| set.to_device(&Device::Cpu)?.to_dtype(DType::F64));
-    let (a, b) = (a?, b?);
-    let within = |set: &Tensor, rows: usize| -> Result<f64> {
+/// A set of features, with what of the distance concerns it alone.
+pub struct KernelSet {
+    features: Tensor,
+    within: f64,
+}
+
+impl KernelSet {
+    /// The set of features `[n, width]`, n at least 2. Computed in f64 on the CPU.
+    pub fn of(features: &Tensor) -> Result<Self> {
+        let (rows, width) = features.dims2()?;
+        if rows < 2 || width == 0 {
+            candle_core::bail!("kernel distance of features {:?}: two rows a set are needed", features.dims());
+        }
+        let features = features.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
         // A row's likeness to itself says nothing; leaving it out is what makes the estimate unbiased.
-        let own = cube(&set.sqr()?.sum(1)?, width)?;
-        Ok((kernel_sum(set, set, width)? - own) / (rows * (rows - 1)) as f64)
-    };
-    Ok(within(&a, n)? + within(&b, m)? - 2.0 * kernel_sum(&a, &b, width)? / (n * m) as f64)
+        let own = cube(&features.sqr()?.sum(1)?, width)?;
+        let within = (kernel_sum(&features, &features, width)? - own) / (rows * (rows - 1)) as f64;
+        Ok(Self { features, within })
+    }
+
+    /// The unbiased squared maximum mean discrepancy under the kernel `(x . y / width + 1)^3`. About 0 for sets of one distribution (it may fall
+    /// below 0), larger the more they differ.
+    ///
+    /// With Inception features this is the published KID; with any other, name the features beside the number. Unlike FID it
+    /// needs no covariance, so a few hundred pictures suffice.
+    pub fn distance(&self, other: &Self) -> Result<f64> {
+        let ((n, width), (m, others)) = (self.features.dims2()?, other.features.dims2()?);
+        if width != others {
+            candle_core::bail!("kernel distance of {width} features and {others}: equal widths are needed");
+        }
+        let between = kernel_sum(&self.features, &other.features, width)? / (n * m) as f64;
+        Ok(self.within + other.within - 2.0 * between)
+    }
+}
+
+/// The [`KernelSet::distance`] of two sets of features, `[n, width]` and `[m, width]`.
+pub fn kernel_distance(a: &Tensor, b: &Tensor) -> Result<f64> {
+    KernelSet::of(a)?.distance(&KernelSet::of(b)?)
 }
 
 /// The kernel summed over all pairs of rows.

@@ -1,0 +1,89 @@
+//! The questions that every model of a part is asked: held-out samples at fixed times with fixed noise, so that answers compare.
+
+use candle_core::{Device, Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    batch::{Batch, BatchSource, noise_like},
+    flow::{Noised, noised},
+    random::Stream,
+    report::LossByTime,
+};
+
+/// Samples that go through a model at once.
+const BATCH: usize = 64;
+
+/// Held-out samples, and how often each is asked about.
+#[derive(Clone, Copy)]
+pub struct HeldOut<'a> {
+    /// The samples.
+    pub data: &'a dyn BatchSource,
+    /// At most so many of them are asked about, evenly over all.
+    pub samples: usize,
+    /// Times at which each is asked about: one in each of so many equal parts of 0..1.
+    pub draws: usize,
+    /// What times and noise follow from.
+    pub seed: u64,
+}
+
+/// A batch of questions.
+pub(super) struct Question {
+    /// The samples.
+    pub(super) batch: Batch,
+    /// Where they are on the path to noise.
+    pub(super) point: Noised,
+    /// When, 0..1.
+    pub(super) times: Vec<f32>,
+    /// Their places among those that are asked about.
+    pub(super) samples: Vec<usize>,
+}
+
+impl HeldOut<'_> {
+    /// Questions that will be asked.
+    pub fn questions(&self) -> usize {
+        self.data.len().min(self.samples) * self.draws
+    }
+
+    /// Asks all of them, in an order that does not depend on who is asked.
+    pub(super) fn ask(&self, device: &Device, mut asked: impl FnMut(Question) -> Result<()>) -> Result<()> {
+        if self.questions() == 0 {
+            candle_core::bail!(
+                "there are no held-out samples to measure on: prepare the data with a held-out share above 0"
+            );
+        }
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&self.seed.to_le_bytes());
+        let count = self.data.len().min(self.samples);
+        let all: Vec<usize> = (0..count).collect();
+        for samples in all.chunks(BATCH) {
+            let indices: Vec<usize> = samples.iter().map(|place| place * self.data.len() / count).collect();
+            let batch = self.data.batch(&indices, &Device::Cpu)?.to_device(device)?;
+            for draw in 0..self.draws {
+                let stream =
+                    |purpose, place: usize| Stream::new(&key, purpose, (samples[place] * self.draws + draw) as u64);
+                let time = |place| (draw as f32 + stream("question time", place).uniform()) / self.draws as f32;
+                let times: Vec<f32> = (0..samples.len()).map(time).collect();
+                let noise =
+                    noise_like(&batch.images, |place, numbers| stream("question noise", place).normals(numbers))?;
+                let point = noised(&batch.images, &noise, &Tensor::new(times.as_slice(), device)?)?;
+                asked(Question { batch: batch.clone(), point, times, samples: samples.to_vec() })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A mean, and the same by the time t: as many equal parts of 0..1 as [`TIME_BINS`](crate::report::TIME_BINS).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ByTime {
+    /// Over all times.
+    pub mean: f32,
+    /// In each part, t = 0 (picture) first; none where nothing was asked.
+    pub bins: Vec<Option<f32>>,
+}
+
+impl From<&LossByTime> for ByTime {
+    fn from(losses: &LossByTime) -> Self {
+        Self { mean: losses.mean().unwrap_or(f32::NAN), bins: losses.means().to_vec() }
+    }
+}
