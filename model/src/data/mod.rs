@@ -1,7 +1,7 @@
 //! From a person's pictures to what training reads.
 //!
 //! ```text
-//! Source (folder, tar)  ->  features  ->  balanced k-means  ->  shards by cluster  ->  Dataset
+//! Source (folder, webdataset, parquet, idx)  ->  features  ->  balanced k-means  ->  shards by cluster  ->  Dataset
 //! ```
 //!
 //! The first four steps run once, where an organiser prepares a run ([`prepare()`]); the shards they leave are named by
@@ -14,16 +14,14 @@ pub mod prepared;
 pub mod shard;
 pub mod source;
 
-mod archive;
 mod caption_cache;
-mod folder;
 mod picture;
 mod shard_file;
 
 pub use caption_cache::CAPTION_CACHE_BYTES_MAX;
 pub use dataset::{Dataset, DatasetError};
-pub use prepare::{PrepareError, Progress, prepare};
+pub use prepare::{PrepareError, Progress, Report, prepare};
 pub use prepared::{ClusterShards, PrepareSettings, Prepared, ShardInfo};
 pub use shard::{Shard, ShardError, shard_hash};
 pub use shard_file::{ShardFile, ShardFileError};
-pub use source::{Sample, Skipped, Source, SourceError};
+pub use source::{Entry, Reason, Sample, Skipped, Source, SourceError};

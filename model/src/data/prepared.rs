@@ -11,7 +11,7 @@ use super::shard::{SAMPLES_MAX, SIDE_MAX, shard_hash};
 use super::source::Skipped;
 
 /// Version of `prepared.json` that this program writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The file that says which shards belong together.
 pub const FILE_NAME: &str = "prepared.json";
 /// Largest `prepared.json` that is read, in bytes.
@@ -26,6 +26,8 @@ pub struct PrepareSettings {
     pub clusters: usize,
     /// Side of every picture, in pixels.
     pub size: u32,
+    /// Pictures whose shorter side has fewer pixels are left out.
+    pub min_side: u32,
     /// Fraction of each cluster that is kept for validation, below 1; at least one picture, unless it is 0.
     pub held_out: f64,
     /// Most samples in one shard.
@@ -38,7 +40,7 @@ pub struct PrepareSettings {
 
 impl Default for PrepareSettings {
     fn default() -> Self {
-        Self { clusters: 4, size: 32, held_out: 0.1, samples_per_shard: 1024, seed: 0, limit: None }
+        Self { clusters: 4, size: 32, min_side: 8, held_out: 0.1, samples_per_shard: 1024, seed: 0, limit: None }
     }
 }
 
@@ -157,7 +159,7 @@ impl Prepared {
     }
 }
 
-fn read_bounded(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+pub(super) fn read_bounded(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
