@@ -8,7 +8,8 @@ use std::sync::Arc;
 use candle_core::Device;
 use paris_model::batch::BatchSource;
 use paris_model::data::{
-    Dataset, DatasetError, PrepareError, PrepareSettings, Prepared, Progress, Shard, Source, prepare, shard_hash,
+    Dataset, DatasetError, Entry, PrepareError, PrepareSettings, Prepared, Progress, Report, Shard, Source, prepare,
+    shard_hash,
 };
 use paris_model::evaluation::kernel::kernel_distance;
 use paris_model::features::{ColourAndEdges, ImageFeatures};
@@ -32,11 +33,12 @@ fn prepare_into(folder: &Path, settings: &PrepareSettings) -> Prepared {
 
 fn read_all(source: &Path) -> Vec<(image::RgbImage, String)> {
     let mut samples = Vec::new();
-    let read = Source::open(source).unwrap().read(32, |sample, _| {
+    let visit = |entry: Entry| {
+        let sample = entry.decode(32, 8).unwrap();
         samples.push((sample.picture, sample.caption));
         ControlFlow::Continue(())
-    });
-    assert_eq!(read.unwrap().count, 0);
+    };
+    Source::open(source).unwrap().read(0, visit).unwrap();
     samples
 }
 
@@ -66,7 +68,8 @@ fn clusters_are_balanced_and_every_sample_is_in_exactly_one_shard() {
     let prepared =
         prepare(&source, folder.path(), &settings(), &ColourAndEdges, &Pixels, &mut |progress| seen.push(progress))
             .unwrap();
-    assert!(seen.contains(&Progress::Reading { pictures: 512, skipped: 0 }));
+    let read = |progress: &Progress| matches!(progress, Progress::Reading { pictures: 512, skipped: 0, position, extent } if position <= extent);
+    assert!(seen.iter().any(read), "{seen:?}");
     assert!(seen.iter().any(|progress| matches!(progress, Progress::Clustering { .. })));
     let sizes: Vec<_> = prepared.clusters.iter().map(|cluster| cluster.samples()).collect();
     assert_eq!(sizes.iter().sum::<usize>(), 512);
@@ -103,6 +106,7 @@ fn equal_input_gives_equal_hashes_and_a_second_run_changes_nothing() {
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect()
     };
     let before = listing(one.path());
+    assert!(before.iter().all(|name| name != "spool"), "{before:?}");
     assert_eq!(first, prepare_into(one.path(), &settings()));
     assert_eq!(before, listing(one.path()));
     assert_eq!(first, Prepared::read(one.path()).unwrap());
@@ -135,7 +139,7 @@ fn a_record_that_names_other_files_or_another_version_is_refused() {
     let path = folder.path().join("prepared.json");
     let mut outside = prepared.clone();
     outside.clusters[0].train[0].hash = format!("../{}", "a".repeat(61));
-    let newer = Prepared { version: 2, ..prepared };
+    let newer = Prepared { version: prepared.version + 1, ..prepared };
     for record in [outside, newer] {
         std::fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
         assert!(matches!(Prepared::read(folder.path()), Err(PrepareError::Record { .. })));
@@ -165,6 +169,29 @@ fn impossible_settings_are_refused_before_anything_is_read() {
     let few = PrepareSettings { limit: Some(5), clusters: 4, ..settings() };
     let error = prepare(&source, folder.path(), &few, &ColourAndEdges, &Pixels, &mut |_| {}).unwrap_err();
     assert!(matches!(error, PrepareError::SmallCluster { .. }), "{error}");
+    let empty = tempfile::tempdir().unwrap();
+    let source = Source::open(empty.path()).unwrap();
+    let error = prepare(&source, folder.path(), &settings(), &ColourAndEdges, &Pixels, &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("holds no usable picture"), "{error}");
+}
+
+#[test]
+fn the_report_shows_each_cluster_s_size_words_and_nearest_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let prepared = prepare_into(folder.path(), &settings());
+    let report = Report::read(folder.path()).unwrap();
+    assert_eq!((report.samples, report.clusters.len(), report.skipped.count()), (512, 4, 0));
+    let sizes: Vec<_> = report.clusters.iter().map(|cluster| cluster.samples).collect();
+    assert_eq!(sizes, prepared.clusters.iter().map(|cluster| cluster.samples()).collect::<Vec<_>>());
+    let (largest, smallest) = (sizes.iter().max().unwrap(), sizes.iter().min().unwrap());
+    assert_eq!(report.balance, *largest as f64 / *smallest as f64);
+    for cluster in &report.clusters {
+        assert_eq!((cluster.samples, cluster.nearest.len()), (cluster.train + cluster.held_out, 10));
+        assert!(cluster.nearest.is_sorted_by(|a, b| a.distance <= b.distance));
+        assert!(!cluster.words.is_empty() && cluster.words.iter().all(|word| word.lift > 1.0 && word.count > 0));
+    }
+    let sheet = image::load_from_memory(&std::fs::read(folder.path().join("report.png")).unwrap()).unwrap();
+    assert!(sheet.width() > 1000 && sheet.height() > 4 * 112);
 }
 
 #[test]

@@ -2,11 +2,9 @@
 
 mod common;
 
-use std::sync::Arc;
-
 use common::{Network, PATIENCE};
-use paris_model::{Device, data::Splits, text::TextEncoder, trainer::Trainer};
-use paris_node::{api::Client, runtime::recipe, sampling::manifest_from_hex};
+use paris_model::{Device, data::Splits, trainer::Trainer};
+use paris_node::{api::Client, encoders, runtime::recipe, sampling::manifest_from_hex};
 use paris_protocol::part::Part;
 
 #[test]
@@ -38,10 +36,10 @@ fn experts_start_from_the_base_on_a_node_that_has_to_fetch_it() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let client = Client::of(network.nodes[1].dir()).unwrap();
     let manifest = manifest_from_hex(&runtime.block_on(client.manifest_hex()).unwrap()).unwrap();
-    assert!(manifest.base.is_some());
-    let encoder = recipe::text_encoder(&manifest);
+    assert!(manifest.pretrained.base.is_some());
+    let (text, shape) = (manifest.pretrained.encoders.text, manifest.text);
+    let encoder = encoders::text_encoder(text, shape, &network.path("encoders"), &Device::Cpu).unwrap();
     let null = encoder.encode(&[""], &Device::Cpu).unwrap();
-    let encoder: Arc<dyn TextEncoder> = Arc::new(encoder);
     let splits = Splits::open(&network.path("prepared"), &encoder).unwrap();
     let base = std::fs::read(network.path("base.safetensors")).unwrap();
     for (cluster, split) in splits.clusters.iter().enumerate() {

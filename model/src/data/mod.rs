@@ -1,7 +1,7 @@
 //! From a person's pictures to what training reads.
 //!
 //! ```text
-//! Source (folder, tar)  ->  features  ->  balanced k-means  ->  shards by cluster  ->  Dataset
+//! Source (folder, webdataset, parquet, idx)  ->  features  ->  balanced k-means  ->  shards by cluster  ->  Dataset
 //! ```
 //!
 //! The first four steps run once, where an organiser prepares a run ([`prepare()`]); the shards they leave are named by
@@ -15,15 +15,13 @@ pub mod shard;
 pub mod source;
 pub mod splits;
 
-mod archive;
 mod caption_cache;
-mod folder;
 mod picture;
 
 pub use caption_cache::CAPTION_CACHE_BYTES_MAX;
 pub use dataset::{Dataset, DatasetError};
-pub use prepare::{PrepareError, Progress, prepare};
+pub use prepare::{PrepareError, Progress, Report, prepare};
 pub use prepared::{ClusterShards, PrepareSettings, Prepared, ShardInfo};
 pub use shard::{Encoding, Shard, ShardError, ShardFile, ShardFileError, shard_hash};
-pub use source::{Sample, Skipped, Source, SourceError};
+pub use source::{Entry, Reason, Sample, Skipped, Source, SourceError};
 pub use splits::{Split, Splits, SplitsError};

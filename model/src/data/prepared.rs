@@ -12,7 +12,7 @@ use super::source::Skipped;
 use crate::pretrained::Identity;
 
 /// Version of `prepared.json` that this program writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The file that says which shards belong together.
 pub const FILE_NAME: &str = "prepared.json";
 /// Largest `prepared.json` that is read, in bytes.
@@ -27,6 +27,8 @@ pub struct PrepareSettings {
     pub clusters: usize,
     /// Side of every picture, in pixels.
     pub size: u32,
+    /// Pictures whose shorter side has fewer pixels are left out.
+    pub min_side: u32,
     /// Fraction of each cluster that is kept for validation, below 1; at least one picture, unless it is 0.
     pub held_out: f64,
     /// Most samples in one shard.
@@ -39,7 +41,7 @@ pub struct PrepareSettings {
 
 impl Default for PrepareSettings {
     fn default() -> Self {
-        Self { clusters: 4, size: 32, held_out: 0.1, samples_per_shard: 1024, seed: 0, limit: None }
+        Self { clusters: 4, size: 32, min_side: 8, held_out: 0.1, samples_per_shard: 1024, seed: 0, limit: None }
     }
 }
 
@@ -162,7 +164,7 @@ impl Prepared {
     }
 }
 
-fn read_bounded(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+pub(super) fn read_bounded(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {

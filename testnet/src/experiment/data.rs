@@ -39,7 +39,7 @@ pub(super) fn prepared(
         true => {}
         false => {
             println!("preparing {}", source.display());
-            let prepared = prepare(&Source::open(source)?, folder, settings, features, &mut |_| {})?;
+            let prepared = prepare(&Source::open(source)?, folder, settings, features, &Pixels, &mut |_| {})?;
             for (number, cluster) in prepared.clusters.iter().enumerate() {
                 let count = |shards: &[ShardInfo]| shards.iter().map(|shard| shard.samples).sum::<usize>();
                 let (train, held_out) = (count(&cluster.train), count(&cluster.held_out));

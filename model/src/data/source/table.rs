@@ -1,0 +1,173 @@
+//! Parquet: a column of encoded pictures and one of captions, or of class numbers.
+//!
+//! Row groups are read one after the other, a few rows at a time, and only the two columns that are needed.
+
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use parquet::basic::Type as Physical;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::{Field, Row, reader::RowIter};
+use parquet::schema::types::{Type, TypePtr};
+
+use super::entry::{Content, Encoded, Sink};
+use super::skipped::{Reason, Refusal};
+use super::{CAPTION_FIELDS, SourceError, at, class_caption};
+use crate::data::picture::FILE_BYTES_MAX;
+
+/// Rows that are decoded at once: each holds a picture.
+const ROWS_A_CALL: usize = 16;
+/// What the column of a class number is called.
+const CLASS_FIELDS: [&str; 2] = ["label", "class"];
+
+/// Which columns of a file are read.
+struct Columns {
+    picture: TypePtr,
+    caption: TypePtr,
+}
+
+/// How many rows a file has. A file without pictures is refused.
+pub(super) fn rows(path: &Path) -> Result<u64, SourceError> {
+    let (file, _) = open(path)?;
+    Ok(file.metadata().file_metadata().num_rows().max(0) as u64)
+}
+
+/// Streams one file into `sink`. A damaged row group costs what is left of it, and one skip.
+pub(super) fn read(path: &Path, names: &[String], sink: &mut Sink<'_>) -> Result<ControlFlow<()>, SourceError> {
+    let (file, columns) = open(path)?;
+    let file_name = path.file_name().unwrap_or_default().to_string_lossy();
+    let schema = file.metadata().file_metadata().schema();
+    let fields = vec![columns.picture.clone(), columns.caption.clone()];
+    let projection = Type::group_type_builder(schema.name()).with_fields(fields).build().map_err(malformed(path))?;
+    let mut number = 0;
+    for group in 0..file.num_row_groups() {
+        let end = number + file.metadata().row_group(group).num_rows().max(0) as u64;
+        let reader = file.get_row_group(group).map_err(malformed(path))?;
+        let rows = RowIter::from_row_group(Some(projection.clone()), &*reader).map_err(malformed(path))?;
+        for row in rows.with_batch_size(ROWS_A_CALL) {
+            sink.position += 1;
+            let name = format!("{file_name} row {number}");
+            let (flow, lost) = match row {
+                Ok(row) => (sink.offer(&name, || content(row, &columns, names)), false),
+                Err(error) => (sink.refuse(&name, Reason::Damaged, error), true),
+            };
+            if flow.is_break() {
+                return Ok(flow);
+            }
+            if lost {
+                break;
+            }
+            number += 1;
+        }
+        sink.position += end.saturating_sub(number);
+        number = end;
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
+fn content(row: Row, columns: &Columns, names: &[String]) -> Result<Content, Refusal> {
+    let (mut picture, mut caption) = (Field::Null, Field::Null);
+    for (name, field) in row.into_columns() {
+        if name == columns.picture.name() {
+            picture = field;
+        } else {
+            caption = field;
+        }
+    }
+    if let Field::Group(fields) = picture {
+        picture =
+            fields.into_columns().into_iter().find(|(name, _)| name == "bytes").map_or(Field::Null, |(_, field)| field);
+    }
+    let Field::Bytes(picture) = picture else { return Err(Refusal::new(Reason::NoPicture, "")) };
+    if picture.len() as u64 > FILE_BYTES_MAX {
+        return Err(Refusal::new(Reason::TooLarge, format!("a file of {} bytes", picture.len())));
+    }
+    let caption = match caption {
+        Field::Str(text) => Some(text),
+        Field::Bytes(bytes) => {
+            Some(String::from_utf8(bytes.data().to_vec()).map_err(|_| Refusal::new(Reason::BadCaption, "not UTF-8"))?)
+        }
+        other => class(&other).map(|class| class_caption(names, class)),
+    };
+    Content::new(Encoded::File(picture.data().to_vec()), caption.as_deref())
+}
+
+fn class(field: &Field) -> Option<u64> {
+    match *field {
+        Field::Byte(class) => class.try_into().ok(),
+        Field::Short(class) => class.try_into().ok(),
+        Field::Int(class) => class.try_into().ok(),
+        Field::Long(class) => class.try_into().ok(),
+        Field::UByte(class) => Some(class.into()),
+        Field::UShort(class) => Some(class.into()),
+        Field::UInt(class) => Some(class.into()),
+        Field::ULong(class) => Some(class),
+        _ => None,
+    }
+}
+
+fn open(path: &Path) -> Result<(SerializedFileReader<File>, Columns), SourceError> {
+    let file = SerializedFileReader::new(File::open(path).map_err(at(path))?).map_err(malformed(path))?;
+    let columns = columns(path, file.metadata().file_metadata().schema().get_fields())?;
+    Ok((file, columns))
+}
+
+/// Finds the columns by type and name.
+fn columns(path: &Path, fields: &[TypePtr]) -> Result<Columns, SourceError> {
+    let named = |names: &[&str], is: &dyn Fn(&Type) -> bool| {
+        names.iter().find_map(|name| fields.iter().find(|field| field.name().eq_ignore_ascii_case(name) && is(field)))
+    };
+    let captions = named(&CAPTION_FIELDS, &is_bytes);
+    let Some(picture) = fields.iter().find(|field| holds_picture(field)) else {
+        let link = |field: &&TypePtr| is_bytes(field) && field.name().to_ascii_lowercase().contains("url");
+        return Err(match fields.iter().find(link) {
+            Some(links) => SourceError::Links {
+                path: path.to_owned(),
+                links: links.name().to_owned(),
+                captions: captions.map_or("TEXT", |field| field.name()).to_owned(),
+            },
+            None => lacks(path, fields, "pictures: binary, or a struct of bytes and path"),
+        });
+    };
+    let caption = captions.or_else(|| named(&CLASS_FIELDS, &is_number));
+    let caption = caption
+        .ok_or_else(|| lacks(path, fields, "captions named text, caption or prompt (or class numbers named label)"))?;
+    Ok(Columns { picture: Arc::clone(picture), caption: Arc::clone(caption) })
+}
+
+/// Binary that isn't text, or a struct with such a field called `bytes`.
+fn holds_picture(field: &Type) -> bool {
+    if field.is_group() {
+        return field.get_fields().iter().any(|field| field.name() == "bytes" && is_bytes(field));
+    }
+    let name = field.name().to_ascii_lowercase();
+    is_bytes(field)
+        && !is_text(field)
+        && ["image", "img", "picture", "jpg", "jpeg", "png", "webp", "bytes"].iter().any(|part| name.contains(part))
+}
+
+fn is_bytes(field: &Type) -> bool {
+    field.is_primitive() && field.get_physical_type() == Physical::BYTE_ARRAY
+}
+
+fn is_text(field: &Type) -> bool {
+    field.get_basic_info().converted_type() == parquet::basic::ConvertedType::UTF8
+}
+
+fn is_number(field: &Type) -> bool {
+    field.is_primitive() && matches!(field.get_physical_type(), Physical::INT32 | Physical::INT64)
+}
+
+fn lacks(path: &Path, fields: &[TypePtr], what: &str) -> SourceError {
+    let names: Vec<_> = fields.iter().map(|field| field.name()).collect();
+    SourceError::Malformed {
+        path: path.to_owned(),
+        reason: format!("it has no column of {what}; its columns are {names:?}"),
+    }
+}
+
+fn malformed(path: &Path) -> impl FnOnce(parquet::errors::ParquetError) -> SourceError {
+    move |error| SourceError::Malformed { path: path.to_owned(), reason: format!("no whole parquet file: {error}") }
+}
