@@ -13,6 +13,8 @@ use crate::{
 
 /// The most clusters a run may have.
 pub const CLUSTERS_MAX: usize = 1024;
+/// The most organisers a run by invitation may have: each may fill a share of every register.
+pub const ORGANISERS_MAX: usize = 8;
 /// The version this code writes and reads.
 pub const MANIFEST_VERSION: u16 = 1;
 
@@ -159,6 +161,8 @@ pub enum Admission {
     Open,
     /// These keys.
     AllowList(Vec<NodeId>),
+    /// These keys, the organisers, and whom they invite while the run goes on.
+    Invite(Vec<NodeId>),
 }
 
 /// A manifest that makes no sense.
@@ -229,12 +233,18 @@ impl Manifest {
         }
     }
 
-    /// True if `node` may own parts.
+    /// True if `node` may own parts by the manifest's word alone; in a run by invitation these are the organisers, and the
+    /// [`register`](crate::register::Register::admits) knows the others.
     pub fn admits(&self, node: NodeId) -> bool {
         match &self.admission {
             Admission::Open => true,
-            Admission::AllowList(keys) => keys.contains(&node),
+            Admission::AllowList(keys) | Admission::Invite(keys) => keys.contains(&node),
         }
+    }
+
+    /// True if organisers let others in while the run goes on.
+    pub fn is_by_invitation(&self) -> bool {
+        matches!(self.admission, Admission::Invite(_))
     }
 
     /// Checks every range on which a node's memory or time depends.
@@ -285,6 +295,10 @@ impl Manifest {
         range("ttl", ttl, ttl >= 3 * u64::from(times.heartbeat_ms), "three heartbeats or more")?;
         range("checkpoint interval", times.checkpoint_ms, times.checkpoint_ms >= 100, "100 ms or more")?;
         range("quorum", times.quorum, (1..=64).contains(&times.quorum), "1 to 64")?;
+        if let Admission::Invite(organisers) = &self.admission {
+            let count = organisers.len();
+            range("number of organisers", count, (1..=ORGANISERS_MAX).contains(&count), "1 to 8")?;
+        }
         for cluster in &self.clusters {
             let samples: u64 = cluster.train.iter().map(|shard| u64::from(shard.samples)).sum();
             range("training samples of a cluster", samples, samples > 0, "1 or more")?;

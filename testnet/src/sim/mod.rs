@@ -93,7 +93,7 @@ impl Sim {
         let end = Duration::from_secs_f64(seconds);
         let mut scenario = match &self.scenario {
             Some(path) => Scenario::read(path)?,
-            None => Scenario::drawn(seed, seconds as u64),
+            None => Scenario::drawn(seed, seconds as u64).for_nodes(self.nodes),
         };
         if let Some(gossip) = self.gossip {
             scenario.gossip = gossip;
