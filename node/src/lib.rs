@@ -5,6 +5,7 @@
 //! [`runtime`] drives the protocol's agent and the trainers, [`plot`] draws numbers, [`api`] lets commands talk to the running node, [`cli`] is the command
 //! line.
 
+mod admission;
 pub mod api;
 pub mod blobs;
 pub mod cli;

@@ -82,10 +82,10 @@ impl Claim {
         ClaimId::of(run, self.part, self.term, self.previous, owner)
     }
 
-    /// True if the evidence makes `author` the heir: the vote of the owner before, or votes of so many distinct others that `admits` that they and
-    /// the author are `quorum` keys. A pure check of this record alone. Every vote names its heir, so nobody can use later what was said
+    /// True if the evidence makes `author` the heir: the vote of the owner before, or votes of so many distinct others that they and
+    /// the author are `quorum` keys (the register looks whether they are admitted). A pure check of this record alone. Every vote names its heir, so nobody can use later what was said
     /// for another; and an owner's own word does not let that same `author` claim again, or one key could count up terms by itself.
-    pub fn is_founded(&self, run: RunId, author: NodeId, quorum: usize, admits: impl Fn(NodeId) -> bool) -> bool {
+    pub fn is_founded(&self, run: RunId, author: NodeId, quorum: usize) -> bool {
         let term_fits = match self.previous {
             None => self.term == 1,
             Some(_) => self.term >= 2,
@@ -97,12 +97,7 @@ impl Claim {
         let mut voters = BTreeSet::new();
         for vote in &self.evidence {
             match vote.clone().verify(run) {
-                Ok(vote)
-                    if vote.part == self.part
-                        && vote.claim == over
-                        && vote.heir == Some(author)
-                        && admits(vote.author()) =>
-                {
+                Ok(vote) if vote.part == self.part && vote.claim == over && vote.heir == Some(author) => {
                     voters.insert(vote.author())
                 }
                 _ => return false,

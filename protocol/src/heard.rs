@@ -11,6 +11,7 @@ use crate::{
     claim::{Claim, Vote},
     codec::Wire,
     identity::NodeId,
+    invitation::Invitation,
     manifest::RunId,
     message::{ADDRESSES_MAX, Gossip, HOLDS_MAX, Presence},
     signed::{Record, Signed, Verified},
@@ -29,6 +30,7 @@ pub(crate) enum Said {
     Beat { presence: Arc<Presence>, claims: Vec<Verified<Claim>> },
     Vote(Verified<Vote>),
     Checkpoint(Verified<Checkpoint>),
+    Invitation(Verified<Invitation>),
 }
 
 impl Heard {
@@ -36,7 +38,7 @@ impl Heard {
     pub fn claims(&self) -> &[Verified<Claim>] {
         match &self.said {
             Said::Beat { claims, .. } => claims.as_slice(),
-            Said::Vote(_) | Said::Checkpoint(_) => &[],
+            Said::Vote(_) | Said::Checkpoint(_) | Said::Invitation(_) => &[],
         }
     }
 
@@ -44,7 +46,7 @@ impl Heard {
     pub fn vote(&self) -> Option<&Verified<Vote>> {
         match &self.said {
             Said::Vote(vote) => Some(vote),
-            Said::Beat { .. } | Said::Checkpoint(_) => None,
+            Said::Beat { .. } | Said::Checkpoint(_) | Said::Invitation(_) => None,
         }
     }
 
@@ -52,7 +54,7 @@ impl Heard {
     pub fn checkpoint(&self) -> Option<&Verified<Checkpoint>> {
         match &self.said {
             Said::Checkpoint(checkpoint) => Some(checkpoint),
-            Said::Beat { .. } | Said::Vote(_) => None,
+            Said::Beat { .. } | Said::Vote(_) | Said::Invitation(_) => None,
         }
     }
 
@@ -82,6 +84,7 @@ impl Heard {
             }
             Gossip::Vote(vote) => Said::Vote(signatures.of(from, vote)?),
             Gossip::Checkpoint(checkpoint) => Said::Checkpoint(signatures.of(from, checkpoint)?),
+            Gossip::Invitation(invitation) => Said::Invitation(signatures.of(from, invitation)?),
         };
         Some(Self { from, said })
     }

@@ -15,6 +15,7 @@ pub mod codec;
 pub mod hash;
 pub mod heard;
 pub mod identity;
+pub mod invitation;
 pub mod lease;
 pub mod manifest;
 pub mod message;

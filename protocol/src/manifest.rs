@@ -18,6 +18,8 @@ use crate::{
 
 /// The most clusters a run may have.
 pub const CLUSTERS_MAX: usize = 1024;
+/// The most organisers a run by invitation may have: each may fill a share of every register.
+pub const ORGANISERS_MAX: usize = 8;
 /// The version of a manifest that takes nothing ready-made.
 pub const MANIFEST_VERSION: u16 = 1;
 /// The version of one that names pretrained networks ([`Pretrained`]), and the latest that this code reads.
@@ -169,6 +171,8 @@ pub enum Admission {
     Open,
     /// These keys.
     AllowList(Vec<NodeId>),
+    /// These keys, the organisers, and whom they invite while the run goes on.
+    Invite(Vec<NodeId>),
 }
 
 /// A manifest that makes no sense.
@@ -241,12 +245,18 @@ impl Manifest {
         }
     }
 
-    /// True if `node` may own parts.
+    /// True if `node` may own parts by the manifest's word alone; in a run by invitation these are the organisers, and the
+    /// [`register`](crate::register::Register::admits) knows the others.
     pub fn admits(&self, node: NodeId) -> bool {
         match &self.admission {
             Admission::Open => true,
-            Admission::AllowList(keys) => keys.contains(&node),
+            Admission::AllowList(keys) | Admission::Invite(keys) => keys.contains(&node),
         }
+    }
+
+    /// True if organisers let others in while the run goes on.
+    pub fn is_by_invitation(&self) -> bool {
+        matches!(self.admission, Admission::Invite(_))
     }
 
     /// Checks every range on which a node's memory or time depends.
@@ -304,6 +314,10 @@ impl Manifest {
         if let Some(base) = self.pretrained.base {
             let bytes = base.bytes;
             range("base checkpoint's length", bytes, (1..=BLOB_BYTES_MAX).contains(&bytes), "1 byte to 64 GiB")?;
+        }
+        if let Admission::Invite(organisers) = &self.admission {
+            let count = organisers.len();
+            range("number of organisers", count, (1..=ORGANISERS_MAX).contains(&count), "1 to 8")?;
         }
         for cluster in &self.clusters {
             let samples: u64 = cluster.train.iter().map(|shard| u64::from(shard.samples)).sum();

@@ -14,6 +14,7 @@ use crate::{
     checkpoint::{Checkpoint, CheckpointId},
     claim::{Claim, Vote},
     codec::Wire,
+    invitation::Invitation,
     part::Part,
     signed::Signed,
 };
@@ -37,6 +38,8 @@ pub enum Gossip {
     Vote(Signed<Vote>),
     /// A new checkpoint.
     Checkpoint(Signed<Checkpoint>),
+    /// A key may own parts, says an organiser.
+    Invitation(Signed<Invitation>),
 }
 
 impl Wire for Gossip {
@@ -46,7 +49,7 @@ impl Wire for Gossip {
 
 impl Gossip {
     /// Kinds of messages that this version knows.
-    const KINDS: u8 = 3;
+    const KINDS: u8 = 4;
     /// The greatest kind that takes one byte on the wire.
     const KIND_MAX: u8 = 250;
 

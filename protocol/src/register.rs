@@ -18,6 +18,7 @@ use crate::{
     codec::{Wire, encoded_len},
     hash::Hash,
     identity::NodeId,
+    invitation::{INVITATIONS_MAX, Invitation, Invitations, InvitedRecords},
     manifest::{Manifest, RunId},
     part::Part,
     part_map::PartMap,
@@ -55,6 +56,7 @@ pub struct Register {
     parts: PartMap<PartRegister>,
     /// Keys that signed two claims on one part and term.
     barred: BTreeSet<NodeId>,
+    invitations: Invitations,
 }
 
 /// The records of a part.
@@ -97,15 +99,42 @@ impl Wire for Digest {
 impl Register {
     /// An empty register of a run.
     pub fn new(run: RunId, manifest: Arc<Manifest>) -> Self {
-        Self { run, manifest, parts: PartMap::default(), barred: BTreeSet::new() }
+        Self { run, manifest, parts: PartMap::default(), barred: BTreeSet::new(), invitations: Invitations::default() }
+    }
+
+    /// True if `node` may own parts: by the manifest's word, or an organiser's.
+    pub fn admits(&self, node: NodeId) -> bool {
+        self.manifest.admits(node) || self.invitations.invites(node)
+    }
+
+    /// Adds an invitation.
+    pub fn merge_invitation(&mut self, invitation: Verified<Invitation>) -> Merged {
+        let from_organiser = self.manifest.is_by_invitation() && self.manifest.admits(invitation.author());
+        if !from_organiser {
+            return Merged::Invalid("its author is no organiser of a run by invitation");
+        }
+        if invitation.number >= INVITATIONS_MAX {
+            return Merged::Invalid("its author has invited as many as it may");
+        }
+        match self.invitations.add(invitation) {
+            true => Merged::New,
+            false => Merged::Known,
+        }
     }
 
     /// Adds a claim.
     pub fn merge_claim(&mut self, claim: Verified<Claim>) -> Merged {
-        if !self.manifest.admits(claim.author()) {
-            return Merged::Invalid("its author is not admitted");
-        }
         let id = self.id_of(&claim);
+        // A heartbeat repeats evidence that was checked already.
+        let repeats = self.claim(claim.part, id).is_some_and(|known| known.evidence == claim.evidence);
+        let mut voters = claim.evidence.iter().map(|vote| vote.unverified().0);
+        if !self.admits(claim.author()) || !(repeats || voters.all(|voter| self.admits(voter))) {
+            // Who made it may not know better, and who passed it on may know an invitation that is still on its way to here.
+            return match self.manifest.is_by_invitation() {
+                true => Merged::Unlinked,
+                false => Merged::Invalid("its author or a voter is not admitted"),
+            };
+        }
         if !self.manifest.has(claim.part) {
             return Merged::Invalid("the run has no such part");
         }
@@ -115,11 +144,8 @@ impl Register {
         if known.is_some_and(|known| newness(known) >= newness(&claim)) {
             return Merged::Known;
         }
-        // A heartbeat repeats evidence that was checked already.
         let quorum = usize::from(self.manifest.ownership.quorum);
-        if known.is_none_or(|known| known.evidence != claim.evidence)
-            && !claim.is_founded(self.run, claim.author(), quorum, |voter| self.manifest.admits(voter))
-        {
+        if !repeats && !claim.is_founded(self.run, claim.author(), quorum) {
             return Merged::Invalid("its evidence does not end the claim before");
         }
         if let Some(previous) = claim.previous {
@@ -185,6 +211,26 @@ impl Register {
     pub(crate) fn has_claim(&self, signed: &Signed<Claim>) -> bool {
         let (author, claim) = signed.unverified();
         self.claim(claim.part, claim.id(self.run, author)).is_some_and(|known| known.signed() == signed)
+    }
+
+    /// True if this very invitation is known.
+    pub(crate) fn has_invitation(&self, signed: &Signed<Invitation>) -> bool {
+        self.invitations.has(signed)
+    }
+
+    /// All invitations.
+    pub fn invitations(&self) -> impl Iterator<Item = &Signed<Invitation>> {
+        self.invitations.all()
+    }
+
+    /// A hash over them.
+    pub(crate) fn invitations_digest(&self) -> Hash {
+        self.invitations.digest()
+    }
+
+    /// The number of `organiser`'s next invitation, if it may have one more.
+    pub(crate) fn next_invitation(&self, organiser: NodeId) -> Option<u16> {
+        self.invitations.next_number(organiser)
     }
 
     /// True if this very checkpoint is known.
@@ -254,6 +300,13 @@ impl Register {
         self.parts.get(part)?.checkpoints.get(&id)
     }
 
+    /// All claims and checkpoints.
+    pub(crate) fn records(&self) -> (Vec<&Verified<Claim>>, Vec<&Verified<Checkpoint>>) {
+        let parts = || self.parts.iter().map(|(_, part)| part);
+        let claims = parts().flat_map(|part| part.claims.values()).collect();
+        (claims, parts().flat_map(|part| part.checkpoints.values()).collect())
+    }
+
     /// A hash a part, to compare registers by.
     pub fn digest(&self) -> Digest {
         let nothing = PartRegister::default();
@@ -264,9 +317,23 @@ impl Register {
     /// The records of every part in which `other` differs, as many as an answer may hold; a later exchange brings the rest. Which part comes
     /// first follows from `other`, so that busy parts cannot crowd out the same ones for ever.
     pub fn differing(&self, other: &Digest) -> Records {
+        self.differing_within(Records::LIMIT - 1024, other)
+    }
+
+    /// The same, with all invitations if `invitations` is not the hash of those known here.
+    pub(crate) fn differing_with_invitations(&self, invitations: Hash, other: &Digest) -> InvitedRecords {
+        let mut answer = InvitedRecords::default();
+        if invitations != self.invitations.digest() {
+            answer.invitations = self.invitations.all().cloned().collect();
+        }
+        let room = (Records::LIMIT - 1024).saturating_sub(encoded_len(&answer.invitations));
+        answer.records = self.differing_within(room, other);
+        answer
+    }
+
+    fn differing_within(&self, mut room: usize, other: &Digest) -> Records {
         let mine = self.digest();
         let mut records = Records::default();
-        let mut room = Records::LIMIT - 1024;
         let turn = other.0.values().fold(0, |turn: usize, hash| turn.wrapping_mul(31).wrapping_add(hash.0[0].into()));
         let known = self.parts.iter().count();
         for (part, register) in self.parts.iter().cycle().skip(turn % known.max(1)).take(known) {

@@ -75,6 +75,12 @@ impl<T> Verified<T> {
     pub(crate) fn assume(record: Signed<T>) -> Self {
         Self(record)
     }
+
+    /// The same author's later record under this one's signature, which does not fit it: for whoever believes signatures unseen.
+    pub(crate) fn repeated(&self, record: T) -> Self {
+        let Signed { author, signature, .. } = self.0;
+        Self(Signed { author, record, signature })
+    }
 }
 
 impl<T: Record> Verified<T> {

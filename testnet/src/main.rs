@@ -10,7 +10,7 @@ use paris_testnet::{
     demo::Demo,
     experiment::Experiment,
     process::NODE,
-    sim::{Sim, baseline::Baseline},
+    sim::{Sim, baseline::Baseline, tune::Tune},
 };
 
 /// The same allocator as the node's: child processes are this program.
@@ -31,6 +31,7 @@ enum Command {
     Experiment(Box<Experiment>),
     Sim(Sim),
     Baseline(Baseline),
+    Tune(Tune),
     #[command(subcommand)]
     Bench(Bench),
 }
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Command::Experiment(experiment) => experiment.run(),
         Command::Sim(sim) => sim.run(),
         Command::Baseline(baseline) => baseline.run(),
+        Command::Tune(tune) => tune.run(),
         Command::Bench(bench) => bench.run(),
     };
     match outcome {

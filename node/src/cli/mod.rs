@@ -10,6 +10,7 @@ mod export;
 mod history;
 mod import;
 mod init;
+mod invite;
 mod join;
 mod manifest;
 mod mixture;
@@ -64,6 +65,7 @@ enum Command {
     #[command(subcommand)]
     Manifest(manifest::ManifestCommand),
     Join(join::Join),
+    Invite(invite::Invite),
     Run(run::Run),
     Status(status::StatusCommand),
     History(history::HistoryCommand),
@@ -98,6 +100,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             Command::Data(command) => command.run(&dir),
             Command::Manifest(command) => command.run(&dir).await,
             Command::Join(command) => command.run(&dir),
+            Command::Invite(command) => command.run(&dir).await,
             Command::Run(command) => command.run(dir).await,
             Command::Status(command) => command.run(&dir).await,
             Command::History(command) => command.run(&dir).await,

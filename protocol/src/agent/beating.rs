@@ -53,7 +53,12 @@ impl Agent {
         let owned = self.owned.get_mut(&part)?;
         owned.claim.seq += 1;
         let (id, seq) = (owned.id, owned.claim.seq);
-        let claim = Verified::sign(&self.keypair, self.run, owned.claim.clone());
+        let claim = owned.claim.clone();
+        let known = self.register.claim(part, id).filter(|_| self.repeats_unsigned);
+        let claim = match known {
+            Some(known) => known.repeated(claim),
+            None => Verified::sign(&self.keypair, self.run, claim),
+        };
         if self.log.get(&id).is_none_or(|reserved| seq > *reserved) {
             self.reserve(LogEntry { claim: id, seq_reserved: seq + SEQ_BLOCK });
         }

@@ -62,7 +62,7 @@ impl Agent {
             // Whoever has not seen yet that the part is free should look.
             self.quiet_until = Time::ZERO;
         }
-        let may_vote = self.settings.capacity > 0 && !self.leaving && self.manifest.admits(self.id());
+        let may_vote = self.settings.capacity > 0 && !self.leaving && self.is_admitted();
         if may_vote && !turns.is_empty() {
             turns.sort_unstable();
             let loads = loads.unwrap_or_else(|| self.loads(now));
@@ -134,7 +134,7 @@ impl Agent {
             false => self.peers.all().get(&node).map_or(0, |peer| peer.presence.capacity),
         };
         let load = loads.get(&node).copied().unwrap_or(0);
-        load < usize::from(capacity) && self.manifest.admits(node) && !self.register.is_barred(node)
+        load < usize::from(capacity) && self.register.admits(node) && !self.register.is_barred(node)
     }
 
     /// What nodes with room are ordered by for a part, before their names: the least loaded first, a part lately lost counting as one owned.

@@ -6,12 +6,11 @@ use super::{Action, Agent, Halt, millis};
 use crate::{
     checkpoint::Checkpoint,
     claim::Claim,
-    codec::Wire,
     heard::{Heard, Said},
     identity::NodeId,
     lease::Time,
     message::{Gossip, Presence},
-    register::{Digest, Merged, Records},
+    register::Merged,
     signed::Verified,
 };
 
@@ -59,6 +58,10 @@ impl Agent {
             },
             Said::Checkpoint(checkpoint) => {
                 let merged = self.merge_checkpoint(checkpoint.clone());
+                self.verdict(from, merged)
+            }
+            Said::Invitation(invitation) => {
+                let merged = self.merge_invitation(invitation.clone());
                 self.verdict(from, merged)
             }
         }
@@ -137,44 +140,7 @@ impl Agent {
         self.connected.len()
     }
 
-    /// Answers a peer's register exchange. None for a request that no honest peer sends.
-    pub fn answer(&self, request: &[u8]) -> Option<Vec<u8>> {
-        let digest = Digest::from_bytes(request).ok()?;
-        self.register.differing(&digest).to_bytes().ok()
-    }
-
-    /// Takes in a peer's answer. False if no honest peer answers so.
-    pub fn pulled(&mut self, now: Time, from: NodeId, answer: &[u8]) -> bool {
-        match Records::from_bytes(answer) {
-            Ok(records) => self.take_in(now, Some(from), records),
-            Err(_) => false,
-        }
-    }
-
-    /// Merges records from a peer, or from the local store.
-    pub(super) fn take_in(&mut self, now: Time, from: Option<NodeId>, records: Records) -> bool {
-        let Records { mut claims, mut checkpoints } = records;
-        // Peers repeat whole parts where anything differs: most of it is known, and checking signatures is what costs.
-        claims.retain(|claim| !self.register.has_claim(claim));
-        checkpoints.retain(|checkpoint| !self.register.has_checkpoint(checkpoint));
-        let news = claims.len();
-        let mut claims: Vec<_> = claims.into_iter().flat_map(|claim| claim.verify(self.run)).collect();
-        let mut honest = claims.len() == news;
-        // Predecessors first, whatever the order they came in.
-        claims.sort_by_key(|claim| claim.term);
-        for claim in claims {
-            honest &= !matches!(self.merge_claim(now, claim), Merged::Invalid(_));
-        }
-        for checkpoint in checkpoints {
-            match checkpoint.verify(self.run) {
-                Ok(checkpoint) => honest &= !matches!(self.merge_checkpoint(checkpoint), Merged::Invalid(_)),
-                Err(_) => honest = false,
-            }
-        }
-        honest || from.is_none()
-    }
-
-    fn merge_claim(&mut self, now: Time, claim: Verified<Claim>) -> Merged {
+    pub(super) fn merge_claim(&mut self, now: Time, claim: Verified<Claim>) -> Merged {
         let (part, id) = (claim.part, self.register.id_of(&claim));
         let mine = claim.author() == self.id() && claim.boot == self.boot;
         if claim.author() == self.id() && !mine && claim.seq > self.log_at_start.get(&id).copied().unwrap_or(0) {
@@ -192,7 +158,7 @@ impl Agent {
         merged
     }
 
-    fn merge_checkpoint(&mut self, checkpoint: Verified<Checkpoint>) -> Merged {
+    pub(super) fn merge_checkpoint(&mut self, checkpoint: Verified<Checkpoint>) -> Merged {
         let signed = checkpoint.signed().clone();
         let merged = self.register.merge_checkpoint(checkpoint);
         if merged == Merged::New {
@@ -240,10 +206,5 @@ impl Agent {
         if self.connected.contains(&peer) && !self.actions.iter().any(asked) {
             self.act(Action::Pull(peer));
         }
-    }
-
-    /// What to ask a peer with, for [`Action::Pull`].
-    pub fn request(&self) -> Option<Vec<u8>> {
-        self.register.digest().to_bytes().ok()
     }
 }

@@ -5,13 +5,15 @@
 //!
 //! Rooms: `ownership` begins and ends owning; `claiming` waits for its turn and claims; `voting` files and gives votes; `doubting` says when a claim is
 //! over; `shadow` trains below a quorum; `beating` signs heartbeats; `holding` fetches, mirrors and forgets checkpoints; `hearing` takes in
-//! what peers say, `quota` how much of it; `peers` keeps who they are, `orders` who of them goes first; `sharing` lets many agents of one process hear as one.
+//! what peers say, `quota` how much of it; `exchange` asks for and answers with what gossip lost; `inviting` lets others in; `peers` keeps who they are, `orders` who of them goes first; `sharing` lets many agents of one process hear as one.
 
 mod beating;
 mod claiming;
 mod doubting;
+mod exchange;
 mod hearing;
 mod holding;
+mod inviting;
 mod orders;
 mod ownership;
 mod peers;
@@ -41,6 +43,7 @@ use self::{
 pub use self::{
     hearing::Verdict,
     holding::{FetchFailure, Made, Mirror},
+    inviting::InviteError,
     peers::{PEERS_MAX, Peer},
 };
 use crate::{
@@ -48,6 +51,7 @@ use crate::{
     claim::{Claim, ClaimId},
     codec::{CodecError, Wire},
     identity::{Keypair, NodeId},
+    invitation::Invitation,
     lease::{Leases, Time},
     manifest::{Manifest, ManifestError, Ownership, RunId},
     message::{Gossip, Progress},
@@ -82,6 +86,8 @@ pub struct Memory {
     pub log: Vec<LogEntry>,
     /// Claims and checkpoints that were known.
     pub records: Records,
+    /// Invitations that were known.
+    pub invitations: Vec<Signed<Invitation>>,
     /// Checkpoints whose blobs are in the local store, and whether the resumable state is.
     pub held: Vec<(CheckpointId, bool)>,
 }
@@ -95,6 +101,8 @@ pub enum Action {
     RememberClaim(Signed<Claim>),
     /// Keep a checkpoint for the next start.
     RememberCheckpoint(Signed<Checkpoint>),
+    /// Keep an invitation for the next start.
+    RememberInvitation(Signed<Invitation>),
     /// Gossip these bytes.
     Publish(Vec<u8>),
     /// Ask a peer for what this register lacks, with [`Agent::request`]; hand the answer to [`Agent::pulled`].
@@ -200,6 +208,8 @@ pub struct Agent {
     watch: Time,
     /// Something came in that may be due before `wake`.
     stirred: bool,
+    /// Heartbeats are not signed anew; see `sharing`.
+    repeats_unsigned: bool,
     actions: VecDeque<Action>,
 }
 
@@ -254,8 +264,10 @@ impl Agent {
             wake: now,
             watch: now,
             stirred: true,
+            repeats_unsigned: false,
             actions: VecDeque::new(),
         };
+        agent.take_in_invitations(memory.invitations);
         agent.take_in(now, None, memory.records);
         // What is remembered need not be remembered again; a claim beyond the log is as alarming here as on the network.
         agent.actions.retain(|action| matches!(action, Action::Halt(_)));

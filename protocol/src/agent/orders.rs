@@ -56,31 +56,36 @@ struct Replicas {
 impl Agent {
     /// How many others go before this node in claiming the part, or in seconding who wishes to.
     pub(super) fn place(&mut self, now: Time, part: Part, loads: &Loads) -> u32 {
-        let me = self.id();
-        let heir = self.release_of(part).and_then(|release| release.heir);
-        if heir == Some(me) {
-            return 0;
-        }
         let Some(names) = self.names_of_next(part) else { return u32::MAX };
         self.order_turns(now, part, loads, &names);
+        let me = self.id();
+        self.place_of(me, self.has_room(loads, me), part, loads, &names)
+    }
+
+    /// How many go before `node`, which has room for the part or has not, in the order that was made.
+    pub(super) fn place_of(&self, node: NodeId, has_room: bool, part: Part, loads: &Loads, names: &Names) -> u32 {
+        let heir = self.release_of(part).and_then(|release| release.heir);
+        if heir == Some(node) {
+            return 0;
+        }
         let Some(turns) = self.orders.turns.get(&part) else { return u32::MAX };
-        let mine = rank(names.of(me));
-        let ahead = match self.has_room(loads, me) {
+        let name = rank(names.of(node));
+        let ahead = match has_room {
             true => {
-                let mine = (self.burden_of(part, loads, me), Reverse(mine));
+                let mine = (self.burden_of(part, loads, node), Reverse(name));
                 turns.with_room.partition_point(|other| *other < mine)
             }
             // Those without room second others, one after the other.
             false => {
                 let quorum = usize::from(self.manifest.ownership.quorum);
-                let after = turns.full.partition_point(|other| *other <= mine);
+                let after = turns.full.partition_point(|other| *other <= name);
                 turns.with_room.len().min(2 * quorum) + turns.full.len() - after
             }
         };
         ahead as u32 + u32::from(heir.is_some())
     }
 
-    fn order_turns(&mut self, now: Time, part: Part, loads: &Loads, names: &Names) {
+    pub(super) fn order_turns(&mut self, now: Time, part: Part, loads: &Loads, names: &Names) {
         let over = self.register.current_id(part);
         // A place more or less is a wait of that much more or less.
         let lasts = match self.is_crowded() {
@@ -172,4 +177,20 @@ fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     value = (value ^ (value >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     value ^ (value >> 33)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::RunId;
+
+    #[test]
+    fn ranks_order_as_the_names_of_claims_do() {
+        let names = Names::following(RunId(Hash::of(b"run")), Part::Router, 1, None);
+        let mut all: Vec<_> = (0..200).map(|number| names.of(NodeId([number; 32]))).collect();
+        all.extend([ClaimId(Hash([0; 32])), ClaimId(Hash([255; 32]))]);
+        all.sort_unstable();
+        assert!(all.is_sorted_by_key(|name| rank(*name)));
+        assert!(rank(all[0]) < rank(all[1]), "names differ early");
+    }
 }

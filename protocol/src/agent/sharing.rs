@@ -4,7 +4,7 @@
 //! lent what that one heard while it decides, and so hears at once what any of them says meanwhile.
 
 use super::Agent;
-use crate::{lease::Time, part::Part};
+use crate::{identity::NodeId, lease::Time, part::Part};
 
 impl Agent {
     /// Exchanges with another agent of the run all that the two know of others. What a node owns, holds and has said stays with it.
@@ -29,6 +29,24 @@ impl Agent {
         self.quiet_until = Time::ZERO;
     }
 
+    /// From now on repeats its claims under the signature of their first: for agents who all read each other with
+    /// [`Heard::read_own`](crate::heard::Heard::read_own), where signing heartbeats would be most of the work.
+    pub fn repeat_unsigned(&mut self) {
+        self.repeats_unsigned = true;
+    }
+
+    /// Takes in all records of another agent of the run, as register exchanges would bring them.
+    pub fn learn_from(&mut self, now: Time, other: &Self) {
+        let (mut claims, checkpoints) = other.register.records();
+        claims.sort_by_key(|claim| claim.term);
+        for claim in claims {
+            self.merge_claim(now, claim.clone());
+        }
+        for checkpoint in checkpoints {
+            self.merge_checkpoint(checkpoint.clone());
+        }
+    }
+
     /// Another listened for this node without a gap until `now`.
     pub fn listened_for(&mut self, now: Time) {
         self.last_tick = self.last_tick.max(now);
@@ -51,6 +69,25 @@ impl Agent {
     pub fn minds(&self, now: Time, part: Part) -> bool {
         let my_turn = self.free.get(&part).is_some_and(|free| free.turn <= now);
         my_turn || self.owned.contains_key(&part) || self.shadows.contains_key(&part)
+    }
+
+    /// Of some nodes, with what each is willing to own, those that have fewer than `places` others before them in claiming a free part, or in
+    /// seconding who wishes to.
+    pub fn first_in_turn(
+        &mut self,
+        now: Time,
+        part: Part,
+        nodes: impl Iterator<Item = (NodeId, u16)>,
+        places: u32,
+    ) -> Vec<NodeId> {
+        let Some(names) = self.names_of_next(part) else { return Vec::new() };
+        let loads = self.loads(now);
+        self.order_turns(now, part, &loads, &names);
+        let is_early = |(node, capacity): &(NodeId, u16)| {
+            let has_room = loads.get(node).copied().unwrap_or(0) < usize::from(*capacity);
+            self.place_of(*node, has_room, part, &loads, &names) < places
+        };
+        nodes.filter(is_early).map(|(node, _)| node).collect()
     }
 
     /// Parts whose owner this node thinks gone.

@@ -41,7 +41,7 @@ impl Agent {
     /// Files a vote on a part's current claim. False if it is on another claim, or from a key that has no say.
     pub(super) fn note_vote(&mut self, now: Time, vote: Verified<Vote>) -> bool {
         let (part, author) = (vote.part, vote.author());
-        let has_a_say = self.manifest.admits(author) && !self.register.is_barred(author);
+        let has_a_say = self.register.admits(author) && !self.register.is_barred(author);
         if !self.manifest.has(part) || !has_a_say || self.register.current_id(part) != vote.claim {
             return false;
         }

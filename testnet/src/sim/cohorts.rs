@@ -4,10 +4,13 @@
 //! heartbeat, its turn, a checkpoint that falls to it; and it is asked to decide only then. So the real agents decide, and a heartbeat that changes
 //! nothing costs a few calls instead of one a node.
 //!
+//! Of a part newly free those look at once whose turn comes soon, reckoned by the ear as each would; all others when those turns are over.
+//!
 //! What is given up: within a cohort nodes hear each other at once; no message is lost to one of them alone; a node that starts or
-//! wakes knows at once what its cohort knows, as if its first exchange took no time; and signatures are made, but not checked.
+//! wakes knows at once what its cohort knows, as if its first exchange took no time; and signatures are not checked, and heartbeats
+//! not signed anew.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::ensure;
 use paris_protocol::{
@@ -27,9 +30,9 @@ use super::{
 };
 
 /// Cohorts of a whole network.
-const COHORTS: u32 = 4;
-/// Register exchanges after which two sides of a cut that is healed know the same.
-const EXCHANGES_MAX: usize = 64;
+const COHORTS: u32 = 2;
+/// How many look at once when a part becomes free: those whose turn comes first.
+const LOOK_AT_ONCE: u32 = 64;
 
 /// One ear, and what it last thought free.
 pub(super) struct Cohort {
@@ -171,14 +174,46 @@ impl World {
             *next_tick = deadline;
             self.queue.plan(deadline, Event::Ear { cohort });
         }
-        let now_free: BTreeSet<Part> = ear.free_parts().collect();
-        let news = now_free.difference(free).next().is_some();
-        *free = now_free;
-        if !news {
+        if free.is_empty() && ear.free_parts().next().is_none() {
             return Ok(());
         }
-        for place in self.members(cohort) {
+        let now_free: BTreeSet<Part> = ear.free_parts().collect();
+        let news: Vec<Part> = now_free.difference(free).copied().collect();
+        *free = now_free;
+        match news.is_empty() {
+            true => Ok(()),
+            false => self.look_in_turn(cohort, &news),
+        }
+    }
+
+    /// Those whose turn at the parts comes soon look at once; the others if the parts are free after that.
+    fn look_in_turn(&mut self, cohort: usize, parts: &[Part]) -> anyhow::Result<()> {
+        let (now, members, capacity) = (self.now, self.members(cohort), self.scenario.capacity);
+        if parts.len() * LOOK_AT_ONCE as usize > members.len() {
+            // Among so many parts about everyone comes early at one.
+            return members.into_iter().try_for_each(|place| self.input(place, |_, _| ()).map(drop));
+        }
+        let mut looking = BTreeSet::new();
+        for part in parts {
+            let willing = members.iter().map(|place| (self.nodes[*place as usize].id, capacity));
+            let first = self.cohorts[cohort].ear.first_in_turn(now, *part, willing, LOOK_AT_ONCE);
+            looking.extend(first.iter().map(|id| self.places[id]));
+        }
+        for place in looking {
             self.input(place, |_, _| ())?;
+        }
+        let turns = Duration::from_millis(self.scenario.times.rank_delay_ms.into()) * LOOK_AT_ONCE;
+        self.queue.plan(now + turns, Event::Turns { cohort, parts: parts.to_vec() });
+        Ok(())
+    }
+
+    /// The turns of those who go first are over: if one of the parts is still free, everyone looks.
+    pub(super) fn turns_are_over(&mut self, cohort: usize, parts: &[Part]) -> anyhow::Result<()> {
+        let Some(Cohort { free, .. }) = self.cohorts.get(cohort) else { return Ok(()) };
+        if parts.iter().any(|part| free.contains(part)) {
+            for place in self.members(cohort) {
+                self.input(place, |_, _| ())?;
+            }
         }
         Ok(())
     }
@@ -211,10 +246,9 @@ impl World {
         if self.cohorts.len() <= groups {
             return Ok(());
         }
-        for mut smaller in self.cohorts.split_off(groups).into_iter().map(|it| it.ear).collect::<Vec<_>>() {
-            for larger in 0..groups {
-                let larger = &mut self.cohorts[larger].ear;
-                exchange_all(self.now, &mut smaller, larger)?;
+        for smaller in self.cohorts.split_off(groups) {
+            for larger in &mut self.cohorts {
+                larger.ear.learn_from(self.now, &smaller.ear);
             }
         }
         for cohort in 0..groups {
@@ -225,17 +259,4 @@ impl World {
         }
         Ok(())
     }
-}
-
-/// What one knows comes to the other, in as many answers as it takes.
-fn exchange_all(now: Time, from: &mut Agent, to: &mut Agent) -> anyhow::Result<()> {
-    for _ in 0..EXCHANGES_MAX {
-        let before = to.request();
-        let Some(answer) = before.as_ref().and_then(|request| from.answer(request)) else { break };
-        ensure!(to.pulled(now, from.id(), &answer), "an ear takes an honest answer for a lie");
-        if to.request() == before {
-            break;
-        }
-    }
-    Ok(())
 }

@@ -2,16 +2,20 @@
 
 use std::time::Duration;
 
-use paris_protocol::lease::Time;
+use paris_protocol::{agent::InviteError, identity::NodeId, lease::Time};
 
 use super::{
     queue::{Event, Place},
     scenario::{Partition, Spread},
-    world::World,
+    world::{ORGANISER, World},
 };
 
 /// Between two lies of a liar.
 const LIE_EVERY: Duration = Duration::from_secs(20);
+/// As many liars speak that often; more speak as much together, since what a node hears is bounded (`agent/quota`).
+const LIARS_AT_ONCE: u32 = 64;
+/// Between two attempts of the organiser to invite.
+const INVITE_EVERY: Duration = Duration::from_secs(15);
 /// Between two looks whether all agree after a cut.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -19,6 +23,9 @@ impl World {
     /// Plans the start of every node and all faults of the scenario until `calm_from`.
     pub(super) fn plan_faults(&mut self, calm_from: Time) {
         self.calm_from = calm_from;
+        if self.scenario.by_invitation {
+            self.queue.plan(INVITE_EVERY, Event::Invite);
+        }
         for node in 0..self.nodes.len() as Place {
             let at = Duration::from_millis(self.random.below(self.scenario.start_within_s * 1000 + 1));
             match self.nodes[node as usize].liar {
@@ -67,6 +74,7 @@ impl World {
     pub(super) fn befall(&mut self, event: Event) -> anyhow::Result<()> {
         match event {
             Event::Start { node } => self.start(node)?,
+            Event::Invite => self.invite_all()?,
             Event::Kill => {
                 let node = self.any_node();
                 self.note(|| format!("node {node} is killed"));
@@ -109,10 +117,28 @@ impl World {
             Event::Lie { node } => {
                 self.lie(node)?;
                 if self.now < self.calm_from {
-                    self.queue.plan(self.now + LIE_EVERY, Event::Lie { node });
+                    let liars = self.nodes.iter().filter(|node| node.liar).count() as u32;
+                    self.queue.plan(self.now + LIE_EVERY * liars.div_ceil(LIARS_AT_ONCE), Event::Lie { node });
                 }
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// The organiser invites whoever it has not invited yet, as soon as it can.
+    fn invite_all(&mut self) -> anyhow::Result<()> {
+        let honest: Vec<NodeId> = self.nodes.iter().filter(|node| !node.liar).map(|node| node.id).collect();
+        for node in honest {
+            match self.input(ORGANISER, |agent, _| agent.invite(node))? {
+                Some(Ok(_)) => {}
+                // It is down, or has just started.
+                None | Some(Err(InviteError::Listening)) => {
+                    self.queue.plan(self.now + INVITE_EVERY, Event::Invite);
+                    break;
+                }
+                Some(Err(error)) => anyhow::bail!("the organiser cannot invite: {error}"),
+            }
         }
         Ok(())
     }

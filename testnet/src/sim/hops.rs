@@ -76,15 +76,15 @@ impl World {
         Ok(())
     }
 
-    /// A copy comes to a node: if it is the first, the node hears it and, if it accepts it, passes it on.
-    pub(super) fn hop(&mut self, to: Place, slot: usize) -> anyhow::Result<()> {
+    /// A copy comes to a node: if it is the first, and the node is up, the node hears it and, if it accepts it, passes it on. Liars pass nothing on.
+    pub(super) fn hop(&mut self, from: Place, to: Place, slot: usize) -> anyhow::Result<()> {
         let now = micros(self.now);
         let Some(flight) = &mut self.flights.slots[slot] else { return Ok(()) };
         flight.copies -= 1;
         let (message, began) = (flight.message.clone(), flight.began);
         // Another copy was sooner, or the network was cut while this one was under way.
         let first = flight.arrivals[to as usize] == now;
-        if first && self.reaches(message.from, to) {
+        if first && self.reaches(from, to) {
             self.flights.deliveries += 1;
             if self.flights.deliveries.is_multiple_of(TIMED_EVERY) {
                 self.flights.spans.push(self.now - began);
@@ -110,7 +110,7 @@ impl World {
             if arrival < flight.arrivals[to as usize] {
                 flight.arrivals[to as usize] = arrival;
                 flight.copies += 1;
-                self.queue.plan(Duration::from_micros(arrival), Event::Hop { to, flight: slot });
+                self.queue.plan(Duration::from_micros(arrival), Event::Hop { from, to, flight: slot });
             }
         }
     }

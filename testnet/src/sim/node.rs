@@ -8,9 +8,11 @@ use paris_protocol::{
     claim::ClaimId,
     hash::Hash,
     identity::{Keypair, NodeId},
+    invitation::Invitation,
     lease::Time,
     part::Part,
     register::{Digest, Records},
+    signed::Signed,
 };
 
 use super::{
@@ -33,6 +35,7 @@ const REDIAL_MS: [u64; 2] = [1_000, 10_000];
 pub(super) struct Disk {
     pub(super) log: BTreeMap<ClaimId, u64>,
     pub(super) records: Records,
+    pub(super) invitations: Vec<Signed<Invitation>>,
     pub(super) held: BTreeMap<CheckpointId, bool>,
 }
 
@@ -114,11 +117,17 @@ impl World {
         }
         let log = node.disk.log.iter().map(|(claim, seq)| LogEntry { claim: *claim, seq_reserved: *seq }).collect();
         let held = node.disk.held.iter().map(|(id, state)| (*id, *state)).collect();
-        let memory = Memory { log, records: std::mem::take(&mut node.disk.records), held };
+        let Disk { records, invitations, .. } = &mut node.disk;
+        let (records, invitations) = (std::mem::take(records), std::mem::take(invitations));
+        let memory = Memory { log, records, invitations, held };
         let boot = u64::from(place) << 32 | u64::from(node.life);
         let settings = Settings { capacity: self.scenario.capacity, mirror: Mirror::Replicas };
         let keypair = Keypair::from_secret(&node.secret);
-        node.agent = Some(Agent::new(self.now, keypair, self.manifest.clone(), settings, boot, memory)?);
+        let mut agent = Agent::new(self.now, keypair, self.manifest.clone(), settings, boot, memory)?;
+        if shares {
+            agent.repeat_unsigned();
+        }
+        node.agent = Some(agent);
         node.dozed = false;
         self.input(place, |_, _| ())?;
         for other in self.nodes[place as usize].neighbours.clone() {
@@ -189,6 +198,7 @@ impl World {
         if !shares {
             // What an answer could not hold is not on the simulated disk.
             node.disk.records = agent.register().differing(&Digest::default());
+            node.disk.invitations = agent.register().invitations().cloned().collect();
             self.ledger.forget_fence(place as usize);
         }
         for (part, trainer) in std::mem::take(&mut self.nodes[place as usize].trainers) {

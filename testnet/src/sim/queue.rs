@@ -18,6 +18,11 @@ pub(super) enum Event {
     Ear {
         cohort: usize,
     },
+    /// In a cohort the turns at parts that became free are over for those who go first.
+    Turns {
+        cohort: usize,
+        parts: Vec<Part>,
+    },
     /// A broadcast reaches a group of nodes.
     Gossip {
         group: u32,
@@ -25,6 +30,7 @@ pub(super) enum Event {
     },
     /// A copy of a message reaches a neighbour.
     Hop {
+        from: Place,
         to: Place,
         flight: usize,
     },
@@ -63,6 +69,8 @@ pub(super) enum Event {
     Dial {
         node: Place,
     },
+    /// The organiser invites all that do not lie.
+    Invite,
     Kill,
     Suspend,
     /// An old copy of a disk comes back.

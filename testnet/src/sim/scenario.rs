@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{liars::Lie, random::Random};
 
+/// More nodes than these hear in cohorts, if nothing else is asked for.
+const BROADCAST_NODES_MAX: u32 = 2000;
+
 /// How gossip travels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -72,6 +75,8 @@ pub struct Scenario {
     pub liars_collude: bool,
     /// Whether liars' keys may own parts.
     pub admits_liars: bool,
+    /// Nobody owns parts but the first node and whom it invites: every node that does not lie.
+    pub by_invitation: bool,
     /// Parts that a node may own.
     pub capacity: u16,
     /// The times of the run.
@@ -148,6 +153,7 @@ impl Default for Scenario {
             lies: Lie::ALL.to_vec(),
             liars_collude: false,
             admits_liars: true,
+            by_invitation: false,
             capacity: 4,
             times: Times::default(),
         }
@@ -204,6 +210,14 @@ impl Scenario {
             drawn.partitions.push(partition);
         }
         drawn
+    }
+
+    /// What was drawn, as so many nodes can be simulated: beyond some they hear in cohorts, and what those cannot show is left out.
+    pub(super) fn for_nodes(self, nodes: u32) -> Self {
+        match nodes > BROADCAST_NODES_MAX {
+            true => Self { gossip: Spread::Cohorts, loss: 0.0, restores_per_hour: 0.0, ..self },
+            false => self,
+        }
     }
 
     /// Checks that every value is in its range, and that they go together.

@@ -11,6 +11,7 @@ use paris_protocol::{
     checkpoint::CheckpointId,
     claim::Vote,
     identity::NodeId,
+    invitation::INVITATIONS_MAX,
     lease::Time,
     manifest::{Admission, Manifest, RunId},
     part::Part,
@@ -29,6 +30,9 @@ use super::{
     scenario::{Scenario, Spread},
     training::FETCH,
 };
+
+/// Who invites, in a run by invitation.
+pub(super) const ORGANISER: Place = 0;
 
 pub(super) struct World {
     pub(super) scenario: Scenario,
@@ -76,7 +80,11 @@ impl World {
         let liars = (f64::from(nodes) * scenario.liars).ceil() as u32;
         let all = Node::draw_all(&mut random, seed, nodes, liars);
         let mut manifest = scenario.manifest(parts);
-        if !scenario.admits_liars {
+        if scenario.by_invitation {
+            let uninvited = usize::from(INVITATIONS_MAX) + 1;
+            ensure!(all.len() <= uninvited, "one organiser cannot invite so many: at most {uninvited} nodes");
+            manifest.admission = Admission::Invite(vec![all[ORGANISER as usize].id]);
+        } else if !scenario.admits_liars {
             manifest.admission =
                 Admission::AllowList(all.iter().filter(|node| !node.liar).map(|node| node.id).collect());
         }
@@ -135,8 +143,9 @@ impl World {
             Event::Tick { node } if self.nodes[node as usize].next_tick != self.now => Ok(()),
             Event::Tick { node } => self.input(node, |_, _| ()).map(drop),
             Event::Ear { cohort } => self.ear_due(cohort),
+            Event::Turns { cohort, parts } => self.turns_are_over(cohort, &parts),
             Event::Gossip { group, message } => self.deliver(group, &message),
-            Event::Hop { to, flight } => self.hop(to, flight),
+            Event::Hop { from, to, flight } => self.hop(from, to, flight),
             Event::Request { to, from, request } => self.answer(to, from, &request),
             Event::Answer { to, from, answer } => self.take_answer(to, from, &answer),
             Event::Fetch { node, life, id, state, providers } => self.fetch(node, life, id, state, &providers),
@@ -202,7 +211,10 @@ impl World {
                 node.disk.log.insert(entry.claim, entry.seq_reserved);
             }
             // The simulated disk takes the register as it is when its node is killed.
-            Action::RememberClaim(_) | Action::RememberCheckpoint(_) | Action::Learn { .. } => {}
+            Action::RememberClaim(_)
+            | Action::RememberCheckpoint(_)
+            | Action::RememberInvitation(_)
+            | Action::Learn { .. } => {}
             Action::Publish(bytes) => self.publish(place, &bytes)?,
             Action::Pull(peer) => self.pull(place, peer),
             Action::Fetch { checkpoint, state, providers } => {
