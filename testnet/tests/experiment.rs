@@ -24,7 +24,7 @@ fn experiment(out: &Path) -> Command {
         "--seed",
         "5",
         "--limit",
-        "200",
+        "400",
     ]);
     command.args(["--size", "8", "--held-out", "0.2", "--width", "16", "--depth", "1", "--heads", "2", "--patch", "4"]);
     command.args(["--router-width", "16", "--router-depth", "1", "--router-heads", "2", "--text-tokens", "4"]);

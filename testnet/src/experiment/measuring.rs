@@ -110,18 +110,20 @@ impl<'a> Measuring<'a> {
     fn models(&self, results: &mut Results, budget: usize, clock: &mut Clock) -> anyhow::Result<()> {
         let (plan, measured) = (self.plan, &mut results.budgets[budget]);
         let loss_work = self.losses_work();
-        if measured.losses.is_none() {
-            measured.losses = Some(self.losses(Part::Expert, budget)?);
-            clock.done(loss_work);
-        } else {
-            clock.found(loss_work);
-        }
-        if plan.base && budget > 0 {
-            if measured.based_losses.is_none() {
-                measured.based_losses = Some(self.losses(Part::BasedExpert, budget)?);
-                clock.done(loss_work);
-            } else {
-                clock.found(loss_work);
+        let mut is_new = false;
+        let sets: [(_, _, fn(usize) -> Part); 2] = [
+            (true, &mut measured.losses, Part::Expert),
+            (plan.base && budget > 0, &mut measured.based_losses, Part::BasedExpert),
+        ];
+        for (is_wanted, losses, expert) in sets {
+            match (is_wanted, losses.is_some()) {
+                (true, false) => {
+                    *losses = Some(self.losses(expert, budget)?);
+                    clock.done(loss_work);
+                    is_new = true;
+                }
+                (true, true) => clock.found(loss_work),
+                (false, _) => {}
             }
         }
         for reads_caption in [true, false] {
@@ -132,10 +134,14 @@ impl<'a> Measuring<'a> {
                 let answers =
                     Answers::of(&router, &self.held_out(&*self.data.splits.all.held_out, samples), self.device)?;
                 place.insert(answers.classification()?);
+                is_new = true;
             }
         }
-        clock.say_now(&format!("losses and routers at {} of the budget are measured", BUDGETS[budget]));
-        results.write(self.out)
+        if is_new {
+            clock.say_now(&format!("losses and routers at {} of the budget are measured", BUDGETS[budget]));
+            results.write(self.out)?;
+        }
+        Ok(())
     }
 
     fn losses_work(&self) -> f64 {
