@@ -41,13 +41,14 @@ pub(super) fn read(path: &Path, names: &[String], sink: &mut Sink<'_>) -> Result
     let schema = file.metadata().file_metadata().schema();
     let fields = vec![columns.picture.clone(), columns.caption.clone()];
     let projection = Type::group_type_builder(schema.name()).with_fields(fields).build().map_err(malformed(path))?;
-    let mut number = 0;
+    let before = sink.position;
+    let mut number: u64 = 0;
     for group in 0..file.num_row_groups() {
-        let end = number + file.metadata().row_group(group).num_rows().max(0) as u64;
+        let end = number.saturating_add(file.metadata().row_group(group).num_rows().max(0) as u64);
         let reader = file.get_row_group(group).map_err(malformed(path))?;
         let rows = RowIter::from_row_group(Some(projection.clone()), &*reader).map_err(malformed(path))?;
         for row in rows.with_batch_size(ROWS_A_CALL) {
-            sink.position += 1;
+            sink.position = before.saturating_add(number + 1);
             let name = format!("{file_name} row {number}");
             let (flow, lost) = match row {
                 Ok(row) => (sink.offer(&name, || content(row, &columns, names)), false),
@@ -61,7 +62,6 @@ pub(super) fn read(path: &Path, names: &[String], sink: &mut Sink<'_>) -> Result
             }
             number += 1;
         }
-        sink.position += end.saturating_sub(number);
         number = end;
     }
     Ok(ControlFlow::Continue(()))
