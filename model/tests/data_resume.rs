@@ -114,6 +114,7 @@ fn a_killed_preparation_goes_on_and_ends_in_the_same_files() {
     for moment in moments {
         let status = Command::new(env::current_exe().unwrap())
             .args(["--exact", "child", "--ignored", "--nocapture", "--test-threads", "1"])
+            .env("RAYON_NUM_THREADS", "2")
             .envs([(SOURCE, source.as_os_str()), (OUT, at("killed").as_os_str()), (MOMENT, moment.as_ref())])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -138,6 +139,7 @@ fn half_a_preparation_counts_only_for_the_same_source_and_settings() {
     let source = source(folder.path());
     let status = Command::new(env::current_exe().unwrap())
         .args(["--exact", "child", "--ignored", "--nocapture", "--test-threads", "1"])
+        .env("RAYON_NUM_THREADS", "2")
         .envs([(SOURCE, source.as_os_str()), (OUT, at("out").as_os_str()), (MOMENT, "reading 4500".as_ref())])
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -25,7 +25,10 @@ static LARGE: Mutex<()> = Mutex::new(());
 /// Decodes PNG, JPEG or WebP (told by content, not by name), turns it upright as its EXIF data says, lays it over white,
 /// crops the middle square and scales that to `size` x `size`.
 pub(super) fn decode_square(encoded: &[u8], size: u32, side_min: u32) -> Result<RgbImage, Refusal> {
-    let undecodable = |error: image::ImageError| Refusal::new(Reason::Undecodable, error);
+    let undecodable = |error: image::ImageError| match error {
+        image::ImageError::Limits(_) => Refusal::new(Reason::TooLarge, error),
+        _ => Refusal::new(Reason::Undecodable, error),
+    };
     let mut limits = Limits::default();
     limits.max_alloc = Some(DECODER_BYTES_MAX);
     let mut reader =

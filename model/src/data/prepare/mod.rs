@@ -25,6 +25,9 @@ mod writing;
 pub use report::{ClusterReport, NearestPicture, REPORT_NAME, Report, SHEET_NAME};
 pub use words::Word;
 
+/// What the names of files begin with that are being written.
+const UNFINISHED: &str = ".unfinished-";
+
 /// Why pictures can't be prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
@@ -145,6 +148,7 @@ pub fn prepare(
     let listing = source.list()?;
     std::fs::create_dir_all(folder).map_err(at(folder))?;
     let mut spool = spool::Spool::open(folder, reading::key(&listing, settings, features)?, settings.size, features)?;
+    remove_unfinished(folder).map_err(at(folder))?;
     if spool.state().samples > 0 {
         progress(Progress::Resuming { pictures: spool.state().samples as usize });
     }
@@ -178,14 +182,29 @@ pub fn prepare(
 fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), PrepareError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;
-        // Only Unix can sync a folder.
-        if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+        sync_folder(folder)
     };
     write().map_err(at(path))
+}
+
+/// Makes the names in a folder durable. Only Unix can.
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+/// Removes what [`write_durably`] left where its process was killed.
+fn remove_unfinished(folder: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn at(path: &Path) -> impl FnOnce(std::io::Error) -> PrepareError {

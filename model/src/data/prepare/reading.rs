@@ -73,7 +73,8 @@ pub(super) fn read(
         let writer = scope.spawn(|| write(spool, described));
         let mut outcome = Ok(());
         for round in rounds {
-            let position = round.last().and_then(|chunk: &Chunk| chunk.last()).map_or(0, |entry| entry.position);
+            let last = round.iter().rev().find_map(|chunk: &Chunk| chunk.last());
+            let position = last.map_or(listing.extent, |entry| entry.position);
             let round: Result<Vec<_>, _> =
                 round.into_par_iter().map(|chunk| describe_chunk(chunk, settings, features)).collect();
             let mut round = match round {

@@ -18,10 +18,10 @@ const GAP: u32 = 8;
 const MARGIN: u32 = 24;
 /// Heights of the two lines above each cluster's pictures, and of the space below, in pixels.
 const TITLE: u32 = 26;
-const LINE: u32 = 24;
+const LINE: u32 = 28;
 const BELOW: u32 = 24;
 const WIDTH: u32 = 2 * MARGIN + NEAREST as u32 * (SIDE + GAP) - GAP;
-const HEAD: u32 = MARGIN + TITLE + LINE + BELOW / 2;
+const HEAD: u32 = MARGIN + TITLE + LINE + BELOW;
 const ROW: u32 = TITLE + LINE + SIDE + BELOW;
 
 const INK: Rgb<u8> = Rgb([28, 30, 36]);

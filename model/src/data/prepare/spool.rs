@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{PrepareError, at, write_durably};
+use super::{PrepareError, at, sync_folder, write_durably};
 use crate::data::source::{Sample, Skipped, cut};
 use crate::features::ImageFeatures;
 
@@ -74,7 +74,12 @@ impl Spool {
         })?;
         let key = key.to_hex().to_string();
         let state = std::fs::read(spool.join(STATE)).ok().and_then(|json| serde_json::from_slice::<State>(&json).ok());
-        let state = state.filter(|state| state.key == key).unwrap_or(State { key, ..State::default() });
+        let state = state.filter(|state| state.key == key);
+        if state.is_none() && spool.join(STATE).exists() {
+            // The files are about to change, and it would count what they no longer hold.
+            std::fs::remove_file(spool.join(STATE)).and_then(|()| sync_folder(&spool)).map_err(at(&spool))?;
+        }
+        let state = state.unwrap_or(State { key, ..State::default() });
         let (pixel_bytes, width) = (size as usize * size as usize * 3, features.width());
         let open = |name: &str, bytes: u64| -> Result<Option<BufWriter<File>>, PrepareError> {
             let path = spool.join(name);
@@ -254,8 +259,10 @@ impl Spool {
     /// Deletes the spool: all is done.
     pub(super) fn remove(self) -> Result<(), PrepareError> {
         // The state goes first, so that what is left of an interrupted removal counts for nothing.
-        std::fs::remove_file(self.folder.join(STATE)).map_err(at(&self.folder))?;
-        std::fs::remove_dir_all(&self.folder).map_err(at(&self.folder))
+        let folder = self.folder.clone();
+        std::fs::remove_file(folder.join(STATE)).map_err(at(&folder))?;
+        drop(self);
+        std::fs::remove_dir_all(&folder).map_err(at(&folder))
     }
 
     fn rewound<'a>(&self, file: &'a BufWriter<File>) -> Result<BufReader<&'a File>, PrepareError> {

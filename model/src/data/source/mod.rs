@@ -169,7 +169,7 @@ impl Source {
             Kind::Tables(files) => {
                 for file in files {
                     add_file(&mut hasher, file)?;
-                    extent += table::rows(file)?;
+                    extent = table::rows(file)?.saturating_add(extent);
                 }
             }
             Kind::Idx(files) => {

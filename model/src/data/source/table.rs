@@ -4,10 +4,12 @@
 
 use std::fs::File;
 use std::ops::ControlFlow;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 
 use parquet::basic::Type as Physical;
+use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row, reader::RowIter};
 use parquet::schema::types::{Type, TypePtr};
@@ -41,13 +43,23 @@ pub(super) fn read(path: &Path, names: &[String], sink: &mut Sink<'_>) -> Result
     let schema = file.metadata().file_metadata().schema();
     let fields = vec![columns.picture.clone(), columns.caption.clone()];
     let projection = Type::group_type_builder(schema.name()).with_fields(fields).build().map_err(malformed(path))?;
-    let mut number = 0;
+    let before = sink.position;
+    let mut number: u64 = 0;
     for group in 0..file.num_row_groups() {
-        let end = number + file.metadata().row_group(group).num_rows().max(0) as u64;
+        let end = number.saturating_add(file.metadata().row_group(group).num_rows().max(0) as u64);
         let reader = file.get_row_group(group).map_err(malformed(path))?;
-        let rows = RowIter::from_row_group(Some(projection.clone()), &*reader).map_err(malformed(path))?;
-        for row in rows.with_batch_size(ROWS_A_CALL) {
-            sink.position += 1;
+        let mut rows = match caught(|| RowIter::from_row_group(Some(projection.clone()), &*reader)) {
+            Ok(rows) => rows.with_batch_size(ROWS_A_CALL),
+            Err(error) => {
+                if sink.refuse(&format!("{file_name} row {number}"), Reason::Damaged, error).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+                number = end;
+                continue;
+            }
+        };
+        while let Some(row) = caught(|| rows.next().transpose()).transpose() {
+            sink.position = before.saturating_add(number).saturating_add(1);
             let name = format!("{file_name} row {number}");
             let (flow, lost) = match row {
                 Ok(row) => (sink.offer(&name, || content(row, &columns, names)), false),
@@ -59,9 +71,8 @@ pub(super) fn read(path: &Path, names: &[String], sink: &mut Sink<'_>) -> Result
             if lost {
                 break;
             }
-            number += 1;
+            number = number.saturating_add(1);
         }
-        sink.position += end.saturating_sub(number);
         number = end;
     }
     Ok(ControlFlow::Continue(()))
@@ -109,7 +120,8 @@ fn class(field: &Field) -> Option<u64> {
 }
 
 fn open(path: &Path) -> Result<(SerializedFileReader<File>, Columns), SourceError> {
-    let file = SerializedFileReader::new(File::open(path).map_err(at(path))?).map_err(malformed(path))?;
+    let file = File::open(path).map_err(at(path))?;
+    let file = caught(|| SerializedFileReader::new(file)).map_err(malformed(path))?;
     let columns = columns(path, file.metadata().file_metadata().schema().get_fields())?;
     Ok((file, columns))
 }
@@ -168,6 +180,12 @@ fn lacks(path: &Path, fields: &[TypePtr], what: &str) -> SourceError {
     }
 }
 
-fn malformed(path: &Path) -> impl FnOnce(parquet::errors::ParquetError) -> SourceError {
+/// The parquet crate panics on some damaged files; that too is an error here.
+fn caught<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> parquet::errors::Result<T> {
+    let lost = || ParquetError::General("it is damaged in a way that its reader doesn't foresee".into());
+    std::panic::catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(lost()))
+}
+
+fn malformed(path: &Path) -> impl FnOnce(ParquetError) -> SourceError {
     move |error| SourceError::Malformed { path: path.to_owned(), reason: format!("no whole parquet file: {error}") }
 }
