@@ -94,8 +94,9 @@ impl Spread {
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { mean, deviation } = self;
-        let largest = mean.abs().max(*deviation);
-        let decimals = if largest > 0.0 { (2.0 - largest.log10().floor()).clamp(0.0, 8.0) as usize } else { 0 };
+        // Two digits of the deviation, or three of a mean without one.
+        let (number, digits) = if *deviation > 0.0 { (*deviation, 1.0) } else { (mean.abs(), 2.0) };
+        let decimals = if number > 0.0 { (digits - number.log10().floor()).clamp(0.0, 8.0) as usize } else { 0 };
         match *deviation > 0.0 {
             true => f.pad(&format!("{mean:.decimals$} ± {deviation:.decimals$}")),
             false => f.pad(&format!("{mean:.decimals$}")),

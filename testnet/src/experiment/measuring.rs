@@ -98,7 +98,7 @@ impl<'a> Measuring<'a> {
         let mut floor = BTreeMap::new();
         for reference in &self.references {
             match reference.distances(&held_out) {
-                Ok(distances) => floor.extend(distances),
+                Ok(distances) => floor.extend(distances.map(|(name, distance)| (name, rounded(distance)))),
                 Err(error) => println!("what {} held-out pictures reach is not measured: {error}", held_out.dim(0)?),
             }
         }
@@ -196,7 +196,7 @@ impl<'a> Measuring<'a> {
             before = drawn;
             clock.say(|| format!("{strategy} at {} of the budget: {drawn} of {all} pictures", BUDGETS[budget]));
         };
-        let (outcome, pictures) = compete(
+        let (mut outcome, pictures) = compete(
             &mixture,
             &Pixels,
             contestant.strategy(),
@@ -205,6 +205,7 @@ impl<'a> Measuring<'a> {
             &contest,
             &mut progress,
         )?;
+        outcome.distances.values_mut().flatten().for_each(|distance| *distance = rounded(*distance));
         if budget + 1 == BUDGETS.len() {
             let shown = pictures.narrow(0, 0, SHOWN.min(pictures.dim(0)?))?;
             let grids = self.out.join("grids");
@@ -218,4 +219,9 @@ impl<'a> Measuring<'a> {
         measured.rows.push(Row { strategy, based: contestant.is_based(), outcome });
         results.write(self.out)
     }
+}
+
+/// To seven digits: more mean nothing, and could change in the last one where `results.json` is read and written again.
+fn rounded(distance: f64) -> f64 {
+    format!("{distance:.6e}").parse().unwrap_or(distance)
 }
