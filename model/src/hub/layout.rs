@@ -127,6 +127,10 @@ impl Published {
         let (Some(router), Some(first)) = (router, experts.first().map(|it| it.config.clone())) else {
             return Ok(None);
         };
+        // One that cannot be read would shift the numbers of those after it.
+        if experts.len() != count {
+            return Ok(None);
+        }
         if router.config.clusters != count {
             problems.push(format!(
                 "{ROUTER}/: tells {} clusters apart, and there are {count} experts",

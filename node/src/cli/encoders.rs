@@ -6,13 +6,13 @@ use anyhow::bail;
 use clap::ValueEnum;
 use paris_model::{
     Device,
-    features::{ColourAndEdges, Dino, ImageFeatures, MobileNet},
+    features::{ColourAndEdges, Dino, ImageFeatures, Inception, MobileNet},
     image_codec::{ImageCodec, Pixels, Vae},
     pretrained::{Files, Network, PretrainedError},
     text::{ClipText, HashedText, MiniLmText, TextEncoder},
 };
 
-/// What pictures are clustered by.
+/// What pictures are clustered by, or distances taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum FeaturesChoice {
     /// Built in: where the colours and edges are.
@@ -21,6 +21,8 @@ pub(super) enum FeaturesChoice {
     Mobilenet,
     /// DINOv2 ViT-L/14, as Paris: what a picture shows; slow without a GPU.
     Dino,
+    /// The Inception network of 2015: what FID is taken in.
+    Inception,
 }
 
 impl FeaturesChoice {
@@ -30,7 +32,18 @@ impl FeaturesChoice {
             Self::ColourAndEdges => Box::new(ColourAndEdges),
             Self::Mobilenet => Box::new(MobileNet::load(&files(Network::MobileNet)?, &Device::Cpu)?),
             Self::Dino => Box::new(Dino::load(&files(Network::Dino)?, &Device::Cpu)?),
+            Self::Inception => Box::new(Inception::load(&files(Network::Inception)?, &Device::Cpu)?),
         })
+    }
+
+    /// What stands beside a distance that is taken in them.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::ColourAndEdges => "ColourAndEdges",
+            Self::Mobilenet => "MobileNetV2",
+            Self::Dino => "DINOv2",
+            Self::Inception => "Inception",
+        }
     }
 }
 

@@ -16,14 +16,17 @@ use paris_model::{
         losses::LossMatrix,
         table::Table,
     },
-    features::ColourAndEdges,
+    features::ImageFeatures,
     report::TIME_BINS,
     whole_file::write_whole,
 };
 use paris_protocol::hash::Hash;
 use serde::Serialize;
 
-use super::asked::{Asked, bar};
+use super::{
+    asked::{Asked, bar},
+    encoders::FeaturesChoice,
+};
 use crate::{
     memory::Memory,
     models::ModelSource,
@@ -60,6 +63,9 @@ pub(super) struct Eval {
     /// Seeds that each strategy draws with.
     #[arg(long, default_value_t = 3)]
     draws: u64,
+    /// What distances are taken in.
+    #[arg(long, value_enum, default_value_t = FeaturesChoice::ColourAndEdges)]
+    features: FeaturesChoice,
     /// Euler steps a picture.
     #[arg(long, default_value_t = 16)]
     steps: usize,
@@ -121,12 +127,13 @@ impl Eval {
     pub(super) async fn run(self, dir: DataDir) -> anyhow::Result<()> {
         let place = self.place()?;
         let device = place.device.clone();
+        let features = self.features.open(&dir.encoders_path())?;
         let drawing = match &self.model {
             Some(source) => tokio::task::block_in_place(|| Drawing::of_published(source.open(&dir)?, place))?,
             None => self.assembled(&dir).await?.drawing(place, &dir.encoders_path())?,
         };
         // It keeps the processor busy for minutes: the runtime's threads go on meanwhile.
-        let measured = tokio::task::block_in_place(|| self.measure(&drawing, &device))?;
+        let measured = tokio::task::block_in_place(|| self.measure(&drawing, &*features, &device))?;
         self.say(&measured)
     }
 
@@ -151,7 +158,7 @@ impl Eval {
         Ok(assembled)
     }
 
-    fn measure(&self, drawing: &Drawing, device: &Device) -> anyhow::Result<Measured> {
+    fn measure(&self, drawing: &Drawing, features: &dyn ImageFeatures, device: &Device) -> anyhow::Result<Measured> {
         let (mixture, splits) = (drawing.mixture(), Splits::open(&self.data, drawing.text())?);
         if splits.clusters.len() != mixture.experts.len() {
             bail!(
@@ -161,12 +168,13 @@ impl Eval {
                 mixture.experts.len()
             );
         }
-        if splits.all.train.side() != drawing.size() {
+        let (train, (channels, side, _)) = (&splits.all.train, mixture.shape);
+        if (train.encoding().channels(), train.side()) != (channels, side) {
             bail!(
-                "{} holds pictures of {} pixels a side, and the mixture draws {}: prepare them with --size {1}",
+                "{} holds samples of {} channels and {} a side, and the mixture draws {channels} and {side}: prepare them as those that it was trained on",
                 self.data.display(),
-                splits.all.train.side(),
-                drawing.size()
+                train.encoding().channels(),
+                train.side()
             );
         }
         let held_out: Vec<_> = splits.clusters.iter().map(|split| self.ask(&split.held_out, 1)).collect();
@@ -188,7 +196,7 @@ impl Eval {
         let contest = ContestSettings { steps: self.steps, guidance: self.cfg, seeds };
         let (reference, strategies) = match self.no_drawing {
             true => (0, Vec::new()),
-            false => self.contests(drawing, &splits.all.train, &prompts, &contest)?,
+            false => self.contests(drawing, features, &splits.all.train, &prompts, &contest)?,
         };
         Ok(Measured { losses, router, reference, pictures: self.pictures, contest, strategies })
     }
@@ -201,12 +209,13 @@ impl Eval {
     fn contests(
         &self,
         drawing: &Drawing,
+        features: &dyn ImageFeatures,
         train: &Dataset,
         prompts: &Prompts,
         contest: &ContestSettings,
     ) -> anyhow::Result<(usize, Vec<Row>)> {
         let real = pictures(train, drawing.codec(), REFERENCE_MAX)?;
-        let features = NamedFeatures { name: "ColourAndEdges", features: &ColourAndEdges };
+        let features = NamedFeatures { name: self.features.name(), features };
         let references = [Reference::of(features, &real, prompts.len())?];
         let mixture = drawing.mixture();
         let present = mixture.experts.iter().flatten().count();

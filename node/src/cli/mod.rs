@@ -109,7 +109,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             Command::Eval(command) => command.run(dir).await,
             Command::Export(command) => command.run(&dir).await,
             Command::Import(command) => tokio::task::block_in_place(|| command.run(&dir)),
-            Command::Train(command) => command.run(),
+            Command::Train(command) => command.run(&dir),
             Command::Bench(command) => command.run(),
         }
     });

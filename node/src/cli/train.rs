@@ -14,16 +14,17 @@ use paris_model::{
     Device,
     batch::BatchSource,
     config::{ExpertConfig, PartConfig},
-    data::{Prepared, Splits},
+    data::{Dataset, Splits},
     device::DeviceChoice,
     durable::{Durable, Outcome, Setup},
     snapshot::Snapshots,
-    text::{HashedText, TextEncoder},
+    text::TextEncoder,
     trainer::TrainSettings,
     whole_file::write_whole,
 };
 
-use crate::runtime::SNAPSHOT_EVERY;
+use super::encoders::TextChoice;
+use crate::{runtime::SNAPSHOT_EVERY, store::DataDir};
 
 /// Held-out samples that the loss is measured on, at most.
 const HELD_OUT_SAMPLES: usize = 512;
@@ -75,12 +76,15 @@ pub(super) struct Base {
     /// Side of a patch, in pixels.
     #[arg(long, default_value_t = 2, help_heading = "Models")]
     patch: usize,
-    /// Tokens of an encoded caption.
-    #[arg(long, default_value_t = 8, help_heading = "Models")]
-    text_tokens: usize,
-    /// Numbers of a token.
-    #[arg(long, default_value_t = 64, help_heading = "Models")]
-    text_width: usize,
+    /// What encodes captions.
+    #[arg(long, value_enum, default_value_t = TextChoice::Hashed, help_heading = "Models")]
+    text: TextChoice,
+    /// Tokens of an encoded caption, as for `manifest new`.
+    #[arg(long, help_heading = "Models")]
+    text_tokens: Option<u16>,
+    /// Numbers of a token, likewise.
+    #[arg(long, help_heading = "Models")]
+    text_width: Option<u16>,
 
     /// Samples a step.
     #[arg(long, default_value_t = 32, help_heading = "Training")]
@@ -100,22 +104,22 @@ pub(super) struct Base {
 }
 
 impl TrainCommand {
-    pub(super) fn run(self) -> anyhow::Result<()> {
+    pub(super) fn run(self, dir: &DataDir) -> anyhow::Result<()> {
         let TrainCommand::Base(command) = self;
-        command.run()
+        command.run(dir)
     }
 }
 
 impl Base {
-    fn run(self) -> anyhow::Result<()> {
+    fn run(self, dir: &DataDir) -> anyhow::Result<()> {
         ensure!(self.batch > 0, "--batch must be 1 or more");
         ensure!(self.minutes.is_none_or(|it| it.is_finite() && it > 0.0), "--minutes must be above 0");
         ensure!(!self.out.exists(), "{} is there already: move it, or choose another --out", self.out.display());
         let device = self.device.open_to_train()?;
-        let encoder: Arc<dyn TextEncoder> = Arc::new(HashedText { tokens: self.text_tokens, width: self.text_width });
+        let encoder = self.text.open(&dir.encoders_path(), self.text_tokens, self.text_width)?;
         let all = Splits::open(&self.data, &encoder)?.all;
         let setup = Setup {
-            config: self.config(&Prepared::read(&self.data)?),
+            config: self.config(&all.train, &*encoder),
             settings: self.settings(),
             key: self.key(),
             null_text: encoder.encode(&[""], &Device::Cpu)?,
@@ -162,9 +166,10 @@ impl Base {
         })
     }
 
-    fn config(&self, prepared: &Prepared) -> PartConfig {
-        let (channels, size) = (3, prepared.settings.size as usize);
-        let Self { patch, width, depth, heads, text_tokens, text_width, .. } = *self;
+    fn config(&self, data: &Dataset, encoder: &dyn TextEncoder) -> PartConfig {
+        let (channels, size) = (data.encoding().channels(), data.side());
+        let (text_tokens, text_width) = (encoder.tokens(), encoder.width());
+        let Self { patch, width, depth, heads, .. } = *self;
         PartConfig::Expert(ExpertConfig { channels, size, patch, width, depth, heads, text_tokens, text_width })
     }
 
@@ -188,7 +193,7 @@ impl Base {
         let prepared = self.data.join(paris_model::data::prepared::FILE_NAME);
         let prepared = fs::read(&prepared).with_context(|| format!("reading {}", prepared.display()))?;
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&prepared).update(format!("{:?} {}", self.settings(), self.seed).as_bytes());
+        hasher.update(&prepared).update(format!("{:?} {:?} {}", self.text, self.settings(), self.seed).as_bytes());
         Ok(hasher.finalize().to_hex().to_string())
     }
 
