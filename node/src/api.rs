@@ -19,7 +19,13 @@ use axum::{
 };
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
-use paris_protocol::{codec::Wire, hash::Hash, mixture::Mixture};
+use paris_protocol::{
+    agent::InviteError,
+    codec::Wire,
+    hash::Hash,
+    identity::{NodeId, NotAKey},
+    mixture::Mixture,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -77,6 +83,7 @@ pub async fn serve(dir: &DataDir, handle: NodeHandle) -> Result<(), ApiError> {
         .route("/manifest", get(manifest))
         .route("/assembly", post(assembly))
         .route("/v1/history/{part}", get(history))
+        .route("/invitations", post(invite))
         .route("/mixtures", get(mixtures).post(keep_mixture))
         .route("/mixtures/{hash}", post(mixture).delete(drop_mixture))
         .layer(middleware::from_fn_with_state(expected, require_token))
@@ -138,6 +145,15 @@ async fn history(
         Ok(Ok((lines, part))) => Ok(Json(PartHistory::new(part, thinned(lines, HISTORY_LINES_MAX)))),
         Ok(Err(_)) | Err(_) => Err(StatusCode::INTERNAL_SERVER_ERROR),
     }
+}
+
+async fn invite(State(handle): State<NodeHandle>, body: String) -> Result<Json<bool>, Refusal> {
+    let node = body.parse().map_err(|error: NotAKey| Refusal::Never(error.to_string()))?;
+    let invited = handle.invite(node).await.map_err(|error| Refusal::NotYet(error.to_string()))?;
+    Ok(Json(invited.map_err(|error| match error {
+        InviteError::Listening => Refusal::NotYet(error.to_string()),
+        _ => Refusal::Never(error.to_string()),
+    })?))
 }
 
 async fn mixtures(State(handle): State<NodeHandle>) -> Json<Vec<String>> {
@@ -234,6 +250,11 @@ impl Client {
     /// The mixture as far as the node has it; see [`NodeHandle::assembly`].
     pub async fn assembly(&self) -> Result<Assembly, ApiError> {
         self.call(Method::POST, "/assembly", String::new()).await
+    }
+
+    /// Lets a key own parts; see [`NodeHandle::invite`].
+    pub async fn invite(&self, node: NodeId) -> Result<bool, ApiError> {
+        self.call(Method::POST, "/invitations", node.key()).await
     }
 
     /// The mixtures that the node keeps, by their names.

@@ -4,6 +4,7 @@
 //! kept on disk, [`history`] how training went here, [`memory`] what training may take of the machine's, [`runtime`] drives the protocol's agent and the
 //! trainers, [`api`] lets commands talk to the running node, [`cli`] is the command line.
 
+mod admission;
 pub mod api;
 pub mod blobs;
 pub mod cli;

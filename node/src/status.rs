@@ -34,6 +34,9 @@ pub struct Status {
     pub peers: usize,
     /// A ticket that names this node.
     pub ticket: Option<String>,
+    /// Why this node owns no parts, and what to do about it, if it is not admitted.
+    #[serde(default)]
+    pub not_admitted: Option<String>,
     /// Every part of the run, experts first.
     pub parts: Vec<PartStatus>,
 }
@@ -142,6 +145,9 @@ impl Display for Status {
         writeln!(f, "node {}  {state}", self.node)?;
         writeln!(f, "run  {} {:?}", self.run, self.run_name)?;
         writeln!(f, "net  peers: {}, connections: {}", self.peers, self.connections)?;
+        if let Some(why) = &self.not_admitted {
+            writeln!(f, "     {why}")?;
+        }
         writeln!(f)?;
         f.write_str(&parts_table(&self.parts))?;
         let names = |select: fn(&PartStatus) -> bool| -> Vec<&str> {

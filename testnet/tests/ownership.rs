@@ -136,6 +136,28 @@ fn in_a_run_with_an_allow_list_a_stranger_owns_nothing_and_may_draw() {
     assert!(out.exists());
 }
 
+#[test]
+fn in_a_run_by_invitation_a_node_waits_and_owns_parts_once_it_is_invited() {
+    let mut network = Network::with(2, |_| words(["--admission", "invite"]), |_, node| node);
+    network.start();
+    let guest = network.nodes[1].dir().keypair().unwrap().id();
+    let waits = |status: &Status| status.peers >= 1 && all_owned(status) && status.not_admitted.is_some();
+    let waiting = network.nodes[1].wait_until("it waits for an invitation", PATIENCE, waits).unwrap();
+    assert!(waiting.not_admitted.unwrap().contains(&guest.key()), "the operator reads which key to give");
+    assert!(owned(&network.nodes[1].status().unwrap()).is_empty());
+    let key = guest.key();
+    let refused = network.nodes[1].call(["invite", &key]).unwrap();
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("none of the organisers'"), "{refused:?}");
+    assert!(network.nodes[0].answer(["invite", &key]).unwrap().contains("invited"));
+    let taken = |status: &Status| status.not_admitted.is_none() && !owned(status).is_empty();
+    network.nodes[1].wait_until("it is let in and takes its share", PATIENCE, taken).unwrap();
+    // It is remembered: alone and started anew, it may still own parts.
+    network.nodes[1].kill().unwrap();
+    network.nodes[0].kill().unwrap();
+    network.nodes[1].run(&[]).unwrap();
+    network.nodes[1].wait_until("it goes on", PATIENCE, taken).unwrap();
+}
+
 /// Two network namespaces joined by one cable. Namespaces, because peers tell each other their real addresses: a proxy between them would be walked around.
 struct Cable {
     names: [String; 2],

@@ -83,6 +83,15 @@ fn squatters_are_seconded_and_lose_what_they_do_not_train() {
 }
 
 #[test]
+fn whom_nobody_invited_takes_nothing_from_a_run_by_invitation() {
+    for seed in 0..2 {
+        let report = report(&sim(20, 5, Some("uninvited.toml")), seed);
+        assert_eq!((report.squatted, report.robbed, report.checkpoints_lost), (0, 0, 0), "seed {seed}");
+        assert!(report.owned_p99_s > 0.0 && report.takeovers > 0, "seed {seed}: {report}");
+    }
+}
+
+#[test]
 fn nothing_is_worse_than_the_baseline() {
     Baseline { write: false, folder: folder() }.run().unwrap();
 }

@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, path::PathBuf};
 
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum, builder::ArgPredicate};
 use paris_model::data::{Prepared, ShardInfo, prepared::FILE_NAME};
 use paris_protocol::{
     codec::Wire,
@@ -110,9 +110,29 @@ pub(super) struct New {
     /// Nodes besides the owner that keep a part's latest checkpoint.
     #[arg(long, default_value_t = 2, help_heading = "Ownership")]
     replicas: u16,
-    /// Let only this node and the nodes of these keys own parts and publish, instead of everyone; may be repeated. `paris-node init` prints a key.
+    /// Who may own parts and publish. By invitation, this node's key and those of --allow are the organisers' (`paris-node invite`).
+    #[arg(
+        long,
+        default_value = "open",
+        default_value_if("allowed", ArgPredicate::IsPresent, "allow-list"),
+        help_heading = "Ownership"
+    )]
+    admission: Policy,
+    /// With an allow-list, the key of a node that may own parts besides this one; by invitation, of one that invites. May be repeated. `paris-node init`
+    /// prints a key.
     #[arg(long = "allow", value_name = "KEY", help_heading = "Ownership")]
     allowed: Vec<NodeId>,
+}
+
+/// Who may own parts and publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Policy {
+    /// Everyone.
+    Open,
+    /// The organisers, and whom they invite.
+    Invite,
+    /// The keys that the manifest names.
+    AllowList,
 }
 
 /// Show the current run's manifest, and the ticket with which others join it.
@@ -228,19 +248,23 @@ impl New {
                 quorum: self.quorum,
                 replicas: self.replicas,
             },
-            admission: self.admission(organiser),
+            admission: self.admit(organiser)?,
         })
     }
 
-    fn admission(&self, organiser: NodeId) -> Admission {
-        if self.allowed.is_empty() {
-            return Admission::Open;
+    fn admit(&self, organiser: NodeId) -> anyhow::Result<Admission> {
+        if self.admission == Policy::Open && !self.allowed.is_empty() {
+            bail!("--allow names keys, and with --admission open everyone may own parts: leave one of the two out");
         }
         let mut keys = self.allowed.clone();
         keys.push(organiser);
         keys.sort_unstable();
         keys.dedup();
-        Admission::AllowList(keys)
+        Ok(match self.admission {
+            Policy::Open => Admission::Open,
+            Policy::Invite => Admission::Invite(keys),
+            Policy::AllowList => Admission::AllowList(keys),
+        })
     }
 }
 

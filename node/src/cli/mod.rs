@@ -6,6 +6,7 @@ mod data;
 mod exit;
 mod history;
 mod init;
+mod invite;
 mod join;
 mod manifest;
 mod mixture;
@@ -55,6 +56,7 @@ enum Command {
     #[command(subcommand)]
     Manifest(manifest::ManifestCommand),
     Join(join::Join),
+    Invite(invite::Invite),
     Run(run::Run),
     Status(status::StatusCommand),
     History(history::HistoryCommand),
@@ -84,6 +86,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             Command::Data(command) => command.run(),
             Command::Manifest(command) => command.run(&dir).await,
             Command::Join(command) => command.run(&dir),
+            Command::Invite(command) => command.run(&dir).await,
             Command::Run(command) => command.run(dir).await,
             Command::Status(command) => command.run(&dir).await,
             Command::History(command) => command.run(&dir).await,

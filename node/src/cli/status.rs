@@ -9,6 +9,7 @@ use paris_protocol::{
 };
 
 use crate::{
+    admission,
     api::Client,
     history::{History, summary::Summary},
     status::{CheckpointStatus, PartStatus, Status},
@@ -58,6 +59,7 @@ fn last_known(dir: &DataDir) -> anyhow::Result<Status> {
         connections: 0,
         peers: 0,
         ticket: None,
+        not_admitted: None,
         parts: Vec::new(),
     };
     let Some(bytes) = database.manifest(run)? else { return Ok(status) };
@@ -66,6 +68,7 @@ fn last_known(dir: &DataDir) -> anyhow::Result<Status> {
     let held: Vec<_> = database.memory(run)?.held.into_iter().map(|(id, _)| id).collect();
     let register = database.register(run, manifest.clone())?;
     let first_losses = database.first_losses(run, manifest.parts())?;
+    status.not_admitted = admission::why_not(&register, &manifest, node.id());
     status.run_name = manifest.name.clone();
     status.parts = manifest
         .parts()

@@ -181,6 +181,7 @@ impl Driver {
             Action::Log(entry) => self.database.log(run, &entry)?,
             Action::RememberClaim(claim) => self.database.remember_claim(run, &claim)?,
             Action::RememberCheckpoint(checkpoint) => self.database.remember_checkpoint(run, &checkpoint)?,
+            Action::RememberInvitation(invitation) => self.database.remember_invitation(run, &invitation)?,
             Action::Publish(bytes) => {
                 if let Err(error) = self.network.publish(bytes) {
                     tracing::warn!("a message was not sent: {error}");
@@ -342,6 +343,7 @@ impl Driver {
                 self.agent.mirror_everything();
                 drop(answer.send(self.assembly()));
             }
+            Some(Call::Invite(node, answer)) => drop(answer.send(self.agent.invite(node))),
             Some(Call::Holders(id, answer)) => drop(answer.send(self.holders_first(id))),
             Some(Call::Stop) | None if self.stopping.is_none() => self.stop(),
             Some(Call::Stop) | None => {}

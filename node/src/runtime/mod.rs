@@ -17,7 +17,7 @@ use paris_model::{
     device::{DeviceChoice, DeviceError},
 };
 use paris_protocol::{
-    agent::{Agent, Mirror, Settings},
+    agent::{Agent, InviteError, Mirror, Settings},
     checkpoint::{Checkpoint, CheckpointId},
     codec::Wire,
     identity::NodeId,
@@ -195,6 +195,8 @@ impl AssembledPart {
 pub(crate) enum Call {
     Status(oneshot::Sender<Status>),
     Assembly(oneshot::Sender<Assembly>),
+    /// True if the key was not admitted before.
+    Invite(NodeId, oneshot::Sender<Result<bool, InviteError>>),
     /// Live peers, those that say they hold the checkpoint first.
     Holders(Option<CheckpointId>, oneshot::Sender<Vec<NodeId>>),
     Stop,
@@ -233,6 +235,13 @@ impl NodeHandle {
         let mut assembly = answered.await.map_err(|_| NodeError::Stopped)?;
         self.work.export_all(&mut assembly.parts).await;
         Ok(assembly)
+    }
+
+    /// Lets a key own parts, in a run by invitation whose organiser this node is; false if it may already.
+    pub async fn invite(&self, node: NodeId) -> Result<Result<bool, InviteError>, NodeError> {
+        let (answer, answered) = oneshot::channel();
+        self.calls.send(Call::Invite(node, answer)).await.map_err(|_| NodeError::Stopped)?;
+        answered.await.map_err(|_| NodeError::Stopped)
     }
 
     /// Asks the node to finish its steps, publish, release its parts and stop.

@@ -12,6 +12,7 @@ use paris_protocol::{
     claim::{Claim, ClaimId},
     codec::{CodecError, Wire},
     hash::Hash,
+    invitation::{Invitation, InvitedRecords},
     manifest::{Manifest, RunId},
     part::Part,
     register::{Records, Register},
@@ -32,10 +33,12 @@ const TICKETS: Table = TableDefinition::new("tickets");
 const CLAIM_LOG: Table = TableDefinition::new("claim-log");
 const CLAIMS: Table = TableDefinition::new("claims");
 const CHECKPOINTS: Table = TableDefinition::new("checkpoints");
+const INVITATIONS: Table = TableDefinition::new("invitations");
 const HELD: Table = TableDefinition::new("held");
 const FIRST_LOSSES: Table = TableDefinition::new("first-losses");
 const KNOWN_PEERS: Table = TableDefinition::new("known-peers");
-const TABLES: [Table; 9] = [META, MANIFESTS, TICKETS, CLAIM_LOG, CLAIMS, CHECKPOINTS, HELD, FIRST_LOSSES, KNOWN_PEERS];
+const TABLES: [Table; 10] =
+    [META, MANIFESTS, TICKETS, CLAIM_LOG, CLAIMS, CHECKPOINTS, INVITATIONS, HELD, FIRST_LOSSES, KNOWN_PEERS];
 
 /// The layout that this code reads and writes.
 const LAYOUT: &[u8] = b"1";
@@ -226,12 +229,22 @@ impl Database {
         Ok(String::from_utf8_lossy(&text).lines().map(str::to_owned).collect())
     }
 
+    /// Keeps an invitation.
+    pub fn remember_invitation(&self, run: RunId, invitation: &Signed<Invitation>) -> Result<(), DatabaseError> {
+        let invitations = InvitedRecords { invitations: vec![invitation.clone()], records: Records::default() };
+        let bytes = invitations.to_bytes()?;
+        self.put(INVITATIONS, &key(run, Hash::of(&bytes)), &bytes)
+    }
+
     /// Everything that the agent of a run should know at its start.
     pub fn memory(&self, run: RunId) -> Result<Memory, DatabaseError> {
         let mut memory = Memory::default();
         for (id, seq) in self.entries(CLAIM_LOG, run)? {
             let seq_reserved = u64::from_le_bytes(seq.try_into().unwrap_or([0xff; 8]));
             memory.log.push(LogEntry { claim: ClaimId(id), seq_reserved });
+        }
+        for (_, bytes) in self.entries(INVITATIONS, run)? {
+            memory.invitations.extend(InvitedRecords::from_bytes(&bytes)?.invitations);
         }
         for (_, bytes) in self.entries(CLAIMS, run)? {
             memory.records.claims.extend(Records::from_bytes(&bytes)?.claims);
@@ -247,8 +260,11 @@ impl Database {
 
     /// The register as far as it was remembered.
     pub fn register(&self, run: RunId, manifest: Arc<Manifest>) -> Result<Register, DatabaseError> {
-        let records = self.memory(run)?.records;
+        let Memory { records, invitations, .. } = self.memory(run)?;
         let mut register = Register::new(run, manifest);
+        for invitation in invitations.into_iter().filter_map(|invitation| invitation.verify(run).ok()) {
+            register.merge_invitation(invitation);
+        }
         let mut claims: Vec<_> = records.claims.into_iter().filter_map(|claim| claim.verify(run).ok()).collect();
         // They lie here by their hashes, and the register takes a claim only after the one that it follows.
         claims.sort_by_key(|claim| claim.term);

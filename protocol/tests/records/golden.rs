@@ -6,6 +6,7 @@ use paris_protocol::{
     codec::Wire,
     hash::Hash,
     identity::NodeId,
+    invitation::{Invitation, InvitedRecords, InvitedRequest},
     manifest::RunId,
     message::{Gossip, Presence, Progress},
     mixture::Mixture,
@@ -69,16 +70,23 @@ fn the_wire_form_of_every_kind_is_what_it_was() {
     let checkpoint_signed = Verified::sign(&key(1), run(), checkpoint()).signed().clone();
     let beat = Gossip::Beat { presence: presence(), claims: vec![claim_signed.clone()] };
     let records = Records { claims: vec![claim_signed.clone()], checkpoints: vec![checkpoint_signed.clone()] };
+    let digest = Digest([(Part::Router, Hash([9; 32]))].into());
+    let invitation = Invitation { invitee: NodeId([3; 32]), number: 300 };
+    let invited = Verified::sign(&key(1), run(), invitation).signed().clone();
     let seed = Seed { node: NodeId([3; 32]), gossip: vec!["/ip4/192.0.2.7/tcp/1".into()], blobs: vec![] };
     let found = [
         ("vote", hex(&vote())),
         ("claim", hex(&claim())),
         ("checkpoint", hex(&checkpoint())),
-        ("digest", hex(&Digest([(Part::Router, Hash([9; 32]))].into()))),
+        ("digest", hex(&digest)),
         ("ticket", Ticket { run: run(), seeds: vec![seed] }.to_string()),
         ("beat", hashed(&beat)),
         ("gossiped vote", hashed(&Gossip::Vote(vote_signed))),
         ("gossiped checkpoint", hashed(&Gossip::Checkpoint(checkpoint_signed))),
+        ("invitation", hex(&invitation)),
+        ("gossiped invitation", hashed(&Gossip::Invitation(invited.clone()))),
+        ("invited request", hashed(&InvitedRequest { invitations: Hash([9; 32]), digest: digest.clone() })),
+        ("invited records", hashed(&InvitedRecords { invitations: vec![invited], records: records.clone() })),
         ("records", hashed(&records)),
         ("mixture", Mixture::of(run(), [&Verified::sign(&key(1), run(), checkpoint())]).hash().unwrap().to_string()),
         ("manifest", manifest(1, 1).id().unwrap().0.to_string()),
@@ -112,6 +120,10 @@ fn the_wire_form_of_every_kind_is_what_it_was() {
         ("beat", "e4ca28808a5a277b92c5bfa24f271579ab8cbc9f18f34f921355ba9dd71f68c7"),
         ("gossiped vote", "25725085dc3a05d6971ad88813f7dfca70c5b7c79de1d8e50381d55f22dc1a68"),
         ("gossiped checkpoint", "5728d69ca47e028890ad5b4b8e6c26f331195d2ff76723a6ffbbf85c896b1767"),
+        ("invitation", "?"),
+        ("gossiped invitation", "?"),
+        ("invited request", "?"),
+        ("invited records", "?"),
         ("records", "35b164ad718e33dcefa91f5bce30e3aef323c1b51151f73eebd27ee17b72aa87"),
         ("mixture", "3c001af307eb9d3b696870f706e3c1940cf0e23c4fb80b00d2c2424d7949857e"),
         ("manifest", "a19dd389cb0b747b4340cb167548217bddcc2a427ca821285263a70b1d0838ea"),

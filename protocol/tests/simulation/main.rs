@@ -5,6 +5,7 @@ mod checkpoints;
 #[path = "../common/mod.rs"]
 mod common;
 mod failures;
+mod invitations;
 mod ownership;
 mod strangers;
 mod world;

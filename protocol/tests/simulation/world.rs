@@ -13,6 +13,7 @@ use paris_protocol::{
     codec::Wire,
     hash::Hash,
     identity::NodeId,
+    invitation::Invitation,
     lease::Time,
     manifest::{Manifest, RunId},
     message::Gossip,
@@ -33,6 +34,7 @@ pub(crate) struct Disk {
     pub(crate) log: BTreeMap<ClaimId, u64>,
     claims: Vec<Signed<Claim>>,
     checkpoints: Vec<Signed<Checkpoint>>,
+    invitations: Vec<Signed<Invitation>>,
     pub(crate) held: BTreeMap<CheckpointId, bool>,
 }
 
@@ -245,6 +247,7 @@ impl World {
         let memory = Memory {
             log: it.disk.log.iter().map(|(claim, seq)| LogEntry { claim: *claim, seq_reserved: *seq }).collect(),
             records: Records { claims: it.disk.claims.clone(), checkpoints: it.disk.checkpoints.clone() },
+            invitations: it.disk.invitations.clone(),
             held: it.disk.held.iter().map(|(id, state)| (*id, *state)).collect(),
         };
         let boot = u64::from(it.key) << 32 | (node as u64) << 16 | it.boots;
@@ -359,6 +362,7 @@ impl World {
                 let before = self.nodes[node].disk.log.insert(entry.claim, entry.seq_reserved);
                 assert!(before.is_none_or(|before| before < entry.seq_reserved), "reservations grow");
             }
+            Action::RememberInvitation(invitation) => self.nodes[node].disk.invitations.push(invitation),
             Action::RememberClaim(claim) => self.nodes[node].disk.claims.push(claim),
             Action::RememberCheckpoint(checkpoint) => self.nodes[node].disk.checkpoints.push(checkpoint),
             Action::Publish(bytes) => self.publish(node, id, bytes),

@@ -9,6 +9,7 @@ use paris_protocol::{
     codec::Wire,
     hash::Hash,
     identity::{Keypair, NodeId},
+    invitation::{Invitation, InvitedRecords, InvitedRequest},
     manifest::{
         Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training, Transformer,
     },
@@ -35,6 +36,9 @@ pub(crate) fn decode(bytes: &[u8]) {
     canonical::<Checkpoint>(bytes);
     canonical::<Ticket>(bytes);
     canonical::<Mixture>(bytes);
+    canonical::<Invitation>(bytes);
+    canonical::<InvitedRequest>(bytes);
+    canonical::<InvitedRecords>(bytes);
     let _ = Manifest::read(bytes);
     if let Ok(text) = std::str::from_utf8(bytes) {
         let _ = text.parse::<Ticket>();

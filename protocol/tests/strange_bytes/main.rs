@@ -8,6 +8,7 @@ use paris_protocol::{
     codec::Wire,
     hash::Hash,
     identity::Keypair,
+    invitation::{Invitation, InvitedRecords},
     manifest::RunId,
     message::{Gossip, Presence},
     mixture::Mixture,
@@ -16,6 +17,7 @@ use paris_protocol::{
     signed::Verified,
 };
 
+/// Inputs of an ordinary run; `PARIS_FUZZ_INPUTS` asks for more.
 const INPUTS: u64 = 100_000;
 
 /// Numbers that follow from a seed.
@@ -49,11 +51,15 @@ fn seeds() -> Vec<Vec<u8>> {
     };
     let checkpoint = Verified::sign(&keypair, run, checkpoint);
     let digest = Digest([(Part::Expert(0), Hash::of(b"a")), (Part::Router, Hash::of(b"b"))].into());
+    let invitation = Invitation { invitee: keypair.id(), number: 1 };
+    let invitation = Verified::sign(&keypair, run, invitation).signed().clone();
     vec![
         beat.to_bytes().unwrap(),
         Gossip::Vote(vote).to_bytes().unwrap(),
         Records { claims: vec![claim.clone(), claim], checkpoints: Vec::new() }.to_bytes().unwrap(),
         digest.to_bytes().unwrap(),
+        Gossip::Invitation(invitation.clone()).to_bytes().unwrap(),
+        InvitedRecords { invitations: vec![invitation], records: Records::default() }.to_bytes().unwrap(),
         Mixture::of(run, [&checkpoint]).to_bytes().unwrap(),
         Vec::new(),
     ]
@@ -62,9 +68,10 @@ fn seeds() -> Vec<Vec<u8>> {
 #[test]
 fn no_bytes_from_a_stranger_do_harm() {
     let (seeds, seed) = (seeds(), 20_26);
-    println!("seed {seed}, {INPUTS} inputs");
+    let inputs = std::env::var("PARIS_FUZZ_INPUTS").ok().and_then(|inputs| inputs.parse().ok()).unwrap_or(INPUTS);
+    println!("seed {seed}, {inputs} inputs");
     let mut numbers = Numbers(seed);
-    for _ in 0..INPUTS {
+    for _ in 0..inputs {
         let mut bytes = seeds[numbers.below(seeds.len())].clone();
         for _ in 0..=numbers.below(4) {
             match numbers.below(4) {

@@ -187,6 +187,10 @@ impl World {
     /// Those whose turn at the parts comes soon look at once; the others if the parts are free after that.
     fn look_in_turn(&mut self, cohort: usize, parts: &[Part]) -> anyhow::Result<()> {
         let (now, members, capacity) = (self.now, self.members(cohort), self.scenario.capacity);
+        if parts.len() * LOOK_AT_ONCE as usize > members.len() {
+            // Among so many parts about everyone comes early at one.
+            return members.into_iter().try_for_each(|place| self.input(place, |_, _| ()).map(drop));
+        }
         let mut looking = BTreeSet::new();
         for part in parts {
             let willing = members.iter().map(|place| (self.nodes[*place as usize].id, capacity));

@@ -14,7 +14,7 @@ use super::{
     Driver,
 };
 use crate::{
-    hex,
+    admission, hex,
     status::{CheckpointStatus, PartStatus, Status},
     store::HeldOutLoss,
 };
@@ -64,6 +64,7 @@ impl Driver {
             connections: agent.connections(),
             peers: agent.peers().len(),
             ticket: Some(self.work.ticket(agent.id(), &self.network.listen_addresses()).to_string()),
+            not_admitted: admission::why_not(agent.register(), agent.manifest(), agent.id()),
             parts: agent.manifest().parts().map(|part| self.part_status(part)).collect(),
         }
     }
