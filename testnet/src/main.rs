@@ -9,7 +9,7 @@ use paris_testnet::{
     bench::Bench,
     demo::Demo,
     process::NODE,
-    sim::{Sim, baseline::Baseline},
+    sim::{Sim, baseline::Baseline, tune::Tune},
 };
 
 /// The same allocator as the node's: child processes are this program.
@@ -29,6 +29,7 @@ enum Command {
     Demo(Demo),
     Sim(Sim),
     Baseline(Baseline),
+    Tune(Tune),
     #[command(subcommand)]
     Bench(Bench),
 }
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo.run(),
         Command::Sim(sim) => sim.run(),
         Command::Baseline(baseline) => baseline.run(),
+        Command::Tune(tune) => tune.run(),
         Command::Bench(bench) => bench.run(),
     };
     match outcome {

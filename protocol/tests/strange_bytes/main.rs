@@ -68,6 +68,7 @@ fn seeds() -> Vec<Vec<u8>> {
 #[test]
 fn no_bytes_from_a_stranger_do_harm() {
     let (seeds, seed) = (seeds(), 20_26);
+    #[expect(clippy::disallowed_methods, reason = "a test, not the protocol")]
     let inputs = std::env::var("PARIS_FUZZ_INPUTS").ok().and_then(|inputs| inputs.parse().ok()).unwrap_or(INPUTS);
     println!("seed {seed}, {inputs} inputs");
     let mut numbers = Numbers(seed);

@@ -4,6 +4,8 @@
 //! heartbeat, its turn, a checkpoint that falls to it; and it is asked to decide only then. So the real agents decide, and a heartbeat that changes
 //! nothing costs a few calls instead of one a node.
 //!
+//! Of a part newly free those look at once whose turn comes soon, reckoned by the ear as each would; all others when those turns are over.
+//!
 //! What is given up: within a cohort nodes hear each other at once; no message is lost to one of them alone; a node that starts or
 //! wakes knows at once what its cohort knows, as if its first exchange took no time; and signatures are not checked, and heartbeats
 //! not signed anew.
@@ -28,7 +30,7 @@ use super::{
 };
 
 /// Cohorts of a whole network.
-const COHORTS: u32 = 4;
+const COHORTS: u32 = 2;
 /// How many look at once when a part becomes free: those whose turn comes first.
 const LOOK_AT_ONCE: u32 = 64;
 

@@ -21,11 +21,16 @@ pub mod random;
 pub mod report;
 pub mod scenario;
 mod training;
+pub mod tune;
 mod world;
 
-use std::{io::BufWriter, path::PathBuf, time::Duration};
+use std::{
+    io::BufWriter,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 
 use self::{
@@ -75,22 +80,31 @@ impl Sim {
         if !self.json {
             println!("{}", Report::HEADING);
         }
+        let mut broken = 0;
         for seed in self.seed..self.seed.saturating_add(self.seeds) {
             let began = cpu_s();
-            let mut report = self.simulate(seed).with_context(|| format!("replay with: {}", self.replay(seed)))?;
+            let mut report = match self.simulate(seed) {
+                Ok(report) => report,
+                // The other seeds may say something else.
+                Err(error) => {
+                    eprintln!("seed {seed}: {error:#}\nreplay with: {}", self.replay(seed));
+                    broken += 1;
+                    continue;
+                }
+            };
             (report.cpu_s, report.peak_mb) = (cpu_s() - began, peak_mb());
             match self.json {
                 true => println!("{}", serde_json::to_string(&report)?),
                 false => println!("{report}"),
             }
         }
+        ensure!(broken == 0, "{broken} of {} seeds broke a law or could not be simulated", self.seeds);
         Ok(())
     }
 
     /// Runs one seed. An error says which law was broken, and when.
     pub fn simulate(&self, seed: u64) -> anyhow::Result<Report> {
         let seconds = (self.hours * 3600.0).max(1.0);
-        let end = Duration::from_secs_f64(seconds);
         let mut scenario = match &self.scenario {
             Some(path) => Scenario::read(path)?,
             None => Scenario::drawn(seed, seconds as u64).for_nodes(self.nodes),
@@ -99,17 +113,7 @@ impl Sim {
             scenario.gossip = gossip;
             scenario.check().context("this scenario cannot be simulated with that gossip")?;
         }
-        let mut world = World::new(scenario, self.nodes, self.parts, seed, end)?;
-        if let Some(path) = &self.trace {
-            let file = std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-            world.trace = Some(Box::new(BufWriter::new(file)));
-        }
-        // Half of the time or more has faults; then there is time to come to rest, and the laws of rest are checked.
-        let calm = CALM.min(end / 2);
-        world.plan_faults(end - calm);
-        let report = Report { nodes: self.nodes, parts: self.parts, seed, ..Report::default() };
-        world.run_until(end).with_context(|| format!("a law is broken at {:?} of virtual time", world.now))?;
-        world.close(report, calm == CALM)
+        simulate(scenario, (self.nodes, self.parts, self.hours), seed, self.trace.as_deref())
     }
 
     fn replay(&self, seed: u64) -> String {
@@ -119,6 +123,27 @@ impl Sim {
         let Self { nodes, parts, hours, .. } = self;
         format!("paris-testnet sim --nodes {nodes} --parts {parts} --hours {hours} --seed {seed}{scenario}{gossip}")
     }
+}
+
+/// Simulates so many nodes and parts for so many hours.
+fn simulate(
+    scenario: Scenario,
+    (nodes, parts, hours): (u32, u16, f64),
+    seed: u64,
+    trace: Option<&Path>,
+) -> anyhow::Result<Report> {
+    let end = Duration::from_secs_f64((hours * 3600.0).max(1.0));
+    let mut world = World::new(scenario, nodes, parts, seed, end)?;
+    if let Some(path) = trace {
+        let file = std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        world.trace = Some(Box::new(BufWriter::new(file)));
+    }
+    // Half of the time or more has faults; then there is time to come to rest, and the laws of rest are checked.
+    let calm = CALM.min(end / 2);
+    world.plan_faults(end - calm);
+    let report = Report { nodes, parts, seed, ..Report::default() };
+    world.run_until(end).with_context(|| format!("a law is broken at {:?} of virtual time", world.now))?;
+    world.close(report, calm == CALM)
 }
 
 /// Processor time of this process, seconds; 0 where the system does not say.
