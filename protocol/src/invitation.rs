@@ -139,7 +139,9 @@ mod tests {
         let all = [invitation(1, 7, 0), invitation(1, 9, 0), invitation(1, 8, 1), invitation(2, 8, 0)];
         let merged = |order: [usize; 4]| {
             let mut invitations = Invitations::default();
-            order.map(|at| invitations.add(all[at].clone()));
+            for at in order {
+                invitations.add(all[at].clone());
+            }
             let invited = [7, 8, 9].map(|key| invitations.invites(NodeId([key; 32])));
             (invitations.digest(), invited, invitations.next_number(all[0].author()))
         };
