@@ -87,7 +87,7 @@ fn whom_nobody_invited_takes_nothing_from_a_run_by_invitation() {
     for seed in 0..2 {
         let report = report(&sim(20, 5, Some("uninvited.toml")), seed);
         assert_eq!((report.squatted, report.robbed, report.checkpoints_lost), (0, 0, 0), "seed {seed}");
-        assert!(report.owned_p99_s > 0.0 && report.takeovers > 0, "seed {seed}: {report}");
+        assert!(report.owned_p99_s > 0.0 && report.takeover_p99_s < 180.0, "seed {seed}: {report}");
     }
 }
 

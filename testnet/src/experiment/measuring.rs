@@ -111,10 +111,8 @@ impl<'a> Measuring<'a> {
         let (plan, measured) = (self.plan, &mut results.budgets[budget]);
         let loss_work = self.losses_work();
         let mut is_new = false;
-        let sets: [(_, _, fn(usize) -> Part); 2] = [
-            (true, &mut measured.losses, Part::Expert),
-            (plan.base && budget > 0, &mut measured.based_losses, Part::BasedExpert),
-        ];
+        let experts: [fn(usize) -> Part; 2] = [Part::Expert, Part::BasedExpert];
+        let sets = [(true, &mut measured.losses, experts[0]), (plan.base && budget > 0, &mut measured.based_losses, experts[1])];
         for (is_wanted, losses, expert) in sets {
             match (is_wanted, losses.is_some()) {
                 (true, false) => {

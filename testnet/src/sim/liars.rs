@@ -162,8 +162,10 @@ impl World {
             };
             if released.is_some() || (evidence.len() == others && others > 0) {
                 let claim = Claim { part, term, previous, evidence, boot: 1, seq: 0 };
+                // Where its key is not admitted its own word for it is all it has.
+                let admitted = self.registers().first().is_some_and(|register| register.admits(id));
                 self.squats.entry(place).or_default().push(Squat(claim));
-                self.squatted += 1;
+                self.squatted += u64::from(admitted);
             }
         }
         // What was taken from it since is over.
