@@ -215,6 +215,9 @@ fn an_overlong_caption_is_cut_at_a_letter_and_a_huge_picture_is_refused() {
     // A header alone: 60,000 x 60,000 pixels.
     let mut bomb = plain([0; 3]);
     bomb[16..24].copy_from_slice(&[0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60]);
+    let mut checksum = flate2::Crc::new();
+    checksum.update(&bomb[12..29]);
+    bomb[29..33].copy_from_slice(&checksum.sum().to_be_bytes());
     fs::write(folder.path().join("b.png"), bomb).unwrap();
     fs::write(folder.path().join("b.txt"), "bomb").unwrap();
     let (samples, skipped) = read(folder.path()).unwrap();
