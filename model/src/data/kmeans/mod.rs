@@ -27,8 +27,8 @@ const ROWS_A_FINE_CENTRE: usize = 32;
 const FINE_A_COARSE: usize = 4;
 /// Most memory that the sample takes, in bytes.
 const SAMPLE_BYTES_MAX: usize = 128 << 20;
-/// Most rounds of the fine stage; later ones move few rows.
-const FINE_ROUNDS_MAX: usize = 10;
+/// Most rounds of the fine stage: it costs the most, and later ones move few rows.
+const FINE_ROUNDS_MAX: usize = 5;
 /// Most rounds of one start of the coarse stage.
 const COARSE_ROUNDS_MAX: usize = 100;
 /// How many starts of the coarse stage are tried; the one with the least inertia wins.

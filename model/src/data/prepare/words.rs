@@ -42,8 +42,12 @@ impl Words {
         self.captions[cluster] += 1;
         let caption = caption.to_lowercase();
         let words = caption.split(|letter: char| !letter.is_alphanumeric());
-        let mut words: Vec<&str> =
-            words.filter(|word| (2..=WORD_BYTES_MAX).contains(&word.len()) && !self.stop.contains(word)).collect();
+        // One digit may be the number of a class.
+        let says = |word: &&str| match word.len() {
+            1 => word.bytes().all(|letter| letter.is_ascii_digit()),
+            length => (2..=WORD_BYTES_MAX).contains(&length) && !self.stop.contains(word),
+        };
+        let mut words: Vec<&str> = words.filter(says).collect();
         words.sort_unstable();
         words.dedup();
         for word in words {

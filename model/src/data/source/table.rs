@@ -47,7 +47,7 @@ pub(super) fn read(path: &Path, names: &[String], sink: &mut Sink<'_>) -> Result
     let mut number: u64 = 0;
     for group in 0..file.num_row_groups() {
         let end = number.saturating_add(file.metadata().row_group(group).num_rows().max(0) as u64);
-        let reader = file.get_row_group(group).map_err(malformed(path))?;
+        let reader = caught(|| file.get_row_group(group)).map_err(malformed(path))?;
         let mut rows = match caught(|| RowIter::from_row_group(Some(projection.clone()), &*reader)) {
             Ok(rows) => rows.with_batch_size(ROWS_A_CALL),
             Err(error) => {
