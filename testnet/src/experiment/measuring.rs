@@ -112,7 +112,10 @@ impl<'a> Measuring<'a> {
         let loss_work = self.losses_work();
         let mut is_new = false;
         let experts: [fn(usize) -> Part; 2] = [Part::Expert, Part::BasedExpert];
-        let sets = [(true, &mut measured.losses, experts[0]), (plan.base && budget > 0, &mut measured.based_losses, experts[1])];
+        let sets = [
+            (true, &mut measured.losses, experts[0]),
+            (plan.base && budget > 0, &mut measured.based_losses, experts[1]),
+        ];
         for (is_wanted, losses, expert) in sets {
             match (is_wanted, losses.is_some()) {
                 (true, false) => {
