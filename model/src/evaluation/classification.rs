@@ -14,6 +14,9 @@ use crate::{
 
 /// Natural logarithms of the lowest and the highest temperature that are tried.
 const LOG_TEMPERATURES: (f64, f64) = (-3.0, 3.0);
+/// How far from 0 the logarithm of a temperature is thought to lie before anything was seen (its standard deviation): a few answers that are all right would
+/// else make a router sure beyond reason.
+const LOG_TEMPERATURE_SPREAD: f64 = 0.5;
 /// Halvings of the interval in which the best lies; 40 leave less than f32 resolves.
 const HALVINGS: usize = 40;
 
@@ -99,7 +102,7 @@ pub fn table<'a>(routers: impl IntoIterator<Item = (&'a str, &'a Classification)
     table
 }
 
-/// The temperature of each part of the time at which the answers' cross-entropy is least; 1 where there are no answers.
+/// The temperature of each part of the time at which the answers' cross-entropy, with what is thought beforehand, is least; 1 where there are no answers.
 fn calibrate(answers: &[Answer]) -> Result<Calibration> {
     let fit = |bin: usize| {
         let of_bin = |answer: &&Answer| ((answer.t * TIME_BINS as f32) as usize).min(TIME_BINS - 1) == bin;
@@ -109,7 +112,7 @@ fn calibrate(answers: &[Answer]) -> Result<Calibration> {
     Calibration::new((0..TIME_BINS).map(fit).collect()).map_err(candle_core::Error::wrap)
 }
 
-/// Bisection on the slope: cross-entropy is convex in 1 / T, so its slope in T has one sign below the best T and the other above.
+/// Bisection on the slope: cross-entropy is convex in 1 / T, so its slope in ln T has one sign below the best and the other above.
 fn best_temperature(answers: &[&Answer]) -> f64 {
     let (mut low, mut high) = LOG_TEMPERATURES;
     for _ in 0..HALVINGS {
@@ -125,8 +128,9 @@ fn best_temperature(answers: &[&Answer]) -> f64 {
                 expected - f64::from(answer.logits[answer.label])
             })
             .sum();
-        // Where more 1 / T is worse, T is too low.
-        if slope > 0.0 { low = middle } else { high = middle }
+        // The slope in ln T of the sum, and of a normal density's logarithm.
+        let slope = middle / LOG_TEMPERATURE_SPREAD.powi(2) - slope / temperature;
+        if slope < 0.0 { low = middle } else { high = middle }
     }
     ((low + high) / 2.0).exp()
 }
@@ -182,13 +186,14 @@ mod tests {
     }
 
     #[test]
-    fn a_router_that_is_always_right_is_trusted_as_far_as_temperatures_go() {
+    fn a_few_answers_that_are_all_right_change_little() {
         let sure = |sample| Answer { sample, t: 0.05, label: 1, logits: vec![0.0, 9.0] };
         let measured = Answers((0..10).map(sure).collect()).classification().unwrap();
         assert_eq!(
             (measured.accuracy.mean, measured.accuracy.bins[0], measured.accuracy.bins[5]),
             (1.0, Some(1.0), None)
         );
-        assert!(measured.temperatures.temperature(0.05) < 0.06 && measured.temperatures.temperature(0.5) == 1.0);
+        let temperatures = [0.05, 0.5].map(|t| measured.temperatures.temperature(t));
+        assert!(temperatures[0] > 0.9 && temperatures[0] < 1.0 && temperatures[1] == 1.0, "{temperatures:?}");
     }
 }

@@ -167,7 +167,7 @@ mod tests {
     fn matrix(n: usize, rank: usize) -> Vec<f64> {
         let factor = Stream::seeded(n as u64, "symmetric").normals(n * rank);
         let row = |i: usize| &factor[i * rank..][..rank];
-        let product = |i: usize, j: usize| row(i).iter().zip(row(j)).map(|(a, b)| f64::from(a * b)).sum();
+        let product = |i: usize, j: usize| row(i).iter().zip(row(j)).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
         (0..n * n).map(|at| product(at / n, at % n)).collect()
     }
 

@@ -7,7 +7,7 @@ use paris_model::pretrained::{Files, Network};
 use safetensors::{SafeTensors, tensor::serialize};
 
 pub(crate) fn folder() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pretrained/fixtures"))
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../model/tests/pretrained/fixtures"))
 }
 
 /// Numbers that follow from a name, as `numbers` in `fixtures.py`.

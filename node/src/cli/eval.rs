@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 use paris_model::{
     Device,
@@ -12,6 +12,7 @@ use paris_model::{
         classification::{self, Answers, Classification},
         contest::{ContestSettings, Outcome, Prompts, Strategy, compete},
         distances::{NamedFeatures, Reference, pictures},
+        frechet::COMPONENTS,
         held_out::HeldOut,
         losses::LossMatrix,
         table::Table,
@@ -125,6 +126,11 @@ struct Row {
 
 impl Eval {
     pub(super) async fn run(self, dir: DataDir) -> anyhow::Result<()> {
+        ensure!(
+            self.no_drawing || self.pictures > COMPONENTS,
+            "distances take more than {COMPONENTS} pictures, not {}: give more --pictures, or --no-drawing",
+            self.pictures
+        );
         let place = self.place()?;
         let device = place.device.clone();
         let features = self.features.open(&dir.encoders_path())?;

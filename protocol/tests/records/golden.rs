@@ -140,7 +140,7 @@ fn the_wire_form_of_every_kind_is_what_it_was() {
         ("records", "35b164ad718e33dcefa91f5bce30e3aef323c1b51151f73eebd27ee17b72aa87"),
         ("mixture", "3c001af307eb9d3b696870f706e3c1940cf0e23c4fb80b00d2c2424d7949857e"),
         ("manifest", "a19dd389cb0b747b4340cb167548217bddcc2a427ca821285263a70b1d0838ea"),
-        ("manifest with pretrained networks", ""),
+        ("manifest with pretrained networks", "682d8f364d07076f774b39f7014d2e72c62ebb2dc5606bfb6b514b0b24332c5d"),
         ("claim id", "9c3914a1d5434e3b0799b60525fba0c65b2b72ce15867c1538e839393cd93bf8"),
         ("checkpoint id", "9a9433ff759b924add864a287496b11a667a1fc051bfc8894ab5dd9bf39f20ae"),
     ];
