@@ -5,7 +5,7 @@
 //! fine centres of their own, aren't drowned. Rows are L2-normalised, and no cluster may exceed a cap, because an expert with twice the pictures trains
 //! on each half as often. The fine stage has no cap: its sizes are what the weights carry. Everything follows from the seed, whatever the number of threads.
 //!
-//! [`lloyd`] is one k-means; [`balance`] gives rows to centres under the cap; [`distance`] is what both measure with.
+//! `lloyd` is one k-means; `balance` gives rows to centres under the cap; `distance` is what both measure with.
 
 mod balance;
 mod distance;

@@ -1,7 +1,7 @@
 //! From a source to shards by cluster: what an organiser does once, before a run exists.
 //!
-//! Four stages, a file each: [`reading`] decodes and describes pictures into the [`spool`] on disk; [`clustering`] finds out which of them belong together;
-//! [`writing`] makes the shards; [`report`] shows what came out (with its [`words`] and its contact [`sheet`]). The spool lies in the folder `spool` of the
+//! Four stages, a file each: `reading` decodes and describes pictures into the `spool` on disk; `clustering` finds out which of them belong together;
+//! `writing` makes the shards; `report` shows what came out (with its `words` and its contact `sheet`). The spool lies in the folder `spool` of the
 //! output until all is done. Whoever is killed goes on from it: every stage says there how far it came, and for which input.
 
 use std::fs::File;

@@ -1,6 +1,6 @@
 //! Where an organiser's pictures and captions come from, read one entry after the other.
 //!
-//! A file a format: [`folder`] (with its [`metadata`]), [`webdataset`], [`table`] (parquet), [`idx`]. Every reader gives its entries in an order that
+//! A file a format: `folder` (with its `metadata`), `webdataset`, `table` (parquet), `idx`. Every reader gives its entries in an order that
 //! depends on names alone, still encoded, and holds no more than one of them.
 
 use std::ops::ControlFlow;
