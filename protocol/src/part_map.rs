@@ -51,12 +51,6 @@ impl<T> PartMap<T> {
         *self.slot(part) = Some(value);
     }
 
-    /// Takes the value of a part.
-    pub(crate) fn remove(&mut self, part: Part) -> Option<T> {
-        self.get(part)?;
-        self.slot(part).take()
-    }
-
     /// The value of a part, made if there is none.
     pub(crate) fn get_or_default(&mut self, part: Part) -> &mut T
     where

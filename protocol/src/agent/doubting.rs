@@ -64,8 +64,14 @@ impl Agent {
             self.advances.insert(part, Advance { claim: id, step: 0, since: now, look, useless: false });
             self.stirred = true;
         }
-        if !self.is_condemned(now, part, owner) && self.votes.remove(part).is_some() {
-            self.stirred = true;
+        if self.is_condemned(now, part, owner) {
+            return;
+        }
+        // The owner's own word stands: it says nothing of a claim after it, and gossip may bring a heartbeat from before it later.
+        if let Some(votes) = self.votes.get_mut(part) {
+            let filed = votes.len();
+            votes.retain(|(voter, _), _| *voter == owner);
+            self.stirred |= votes.len() < filed;
         }
     }
 

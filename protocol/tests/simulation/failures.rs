@@ -1,9 +1,12 @@
 //! The failure cases that a network of strangers meets, a named test each; what ownership, checkpoints and strangers test is not repeated here.
 
+use std::time::Duration;
+
 use paris_protocol::{
     agent::Verdict,
     checkpoint::{Blob, Checkpoint},
     claim::{Claim, ClaimId, Previous, Vote},
+    codec::Wire,
     hash::Hash,
     identity::{Keypair, NodeId},
     manifest::Admission,
@@ -202,7 +205,7 @@ fn a_thousand_keys_that_are_not_admitted_cost_no_memory_and_take_nothing() {
         secret[..4].copy_from_slice(&number.to_le_bytes());
         let sybil = Keypair::from_secret(&secret);
         let suspicion = vote_for(&world, &sybil, Some(now.claim), sybil.id());
-        let bytes = |message: &Gossip| paris_protocol::codec::Wire::to_bytes(message).unwrap();
+        let bytes = |message: &Gossip| message.to_bytes().unwrap();
         let first = Claim { part: PART, term: 1, previous: None, evidence: Vec::new(), boot: 1, seq: 1 };
         let first = beat(&Verified::sign(&sybil, run, first));
         let verdicts = world.input(0, |agent, now| {
@@ -319,4 +322,29 @@ fn a_released_part_goes_to_the_heir_that_its_owner_named() {
     let vote: Verified<Vote> = claim.evidence[0].clone().verify(world.agent(0).run()).unwrap();
     let heir: NodeId = claim.author();
     assert_eq!((vote.author(), vote.heir), (world.agent(leaver).id(), Some(heir)));
+}
+
+#[test]
+fn a_heartbeat_that_gossip_brings_after_the_release_does_not_undo_it() {
+    let mut world = World::of(54, manifest(3, 1), 2, 4);
+    world.run_secs(120);
+    let leaver = (0..2).max_by_key(|node| world.load(*node)).unwrap();
+    let (heir, id) = (1 - leaver, world.agent(leaver).id());
+    let left: Vec<Part> = world.parts().into_iter().filter(|part| world.owner(*part) == leaver).collect();
+    // The heir claims one after the other, so the last is still open when the heartbeat comes.
+    assert!(left.len() >= 2, "{left:?}");
+    let late = left.iter().map(|part| {
+        let claim = world.agent(leaver).register().current(*part).unwrap();
+        let claim = Claim { seq: claim.seq + 1, ..(**claim).clone() };
+        Verified::sign(&key(leaver as u8 + 1), world.agent(0).run(), claim).signed().clone()
+    });
+    let late = Gossip::Beat { presence: Presence::default(), claims: late.collect() }.to_bytes().unwrap();
+    world.input(leaver, |agent, now| agent.leave(now));
+    world.run_for(Duration::from_millis(250));
+    world.input(heir, |agent, now| agent.receive(now, id, &late));
+    // Less than the ttl, after which silence would free them anyway.
+    world.run_secs(5);
+    for part in left {
+        assert_eq!(world.agent(heir).register().current(part).unwrap().author(), world.agent(heir).id(), "{part}");
+    }
 }
