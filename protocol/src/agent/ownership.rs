@@ -127,8 +127,13 @@ impl Agent {
     /// Stops what a greater claim has taken. The last checkpoint is still published, under the old term.
     fn yield_lost_parts(&mut self, now: Time) {
         for part in self.owned().collect::<Vec<_>>() {
-            if self.register.current_id(part) != Some(self.owned[&part].id) {
-                self.drop_part(part);
+            let (id, term) = (self.owned[&part].id, self.owned[&part].claim.term);
+            if self.register.current_id(part) == Some(id) {
+                continue;
+            }
+            self.drop_part(part);
+            // Whoever was doubted waits. Whoever lost a race for one term did nothing wrong, and may be the next owner's only heir.
+            if self.register.current(part).is_some_and(|current| current.term > term) {
                 let later = self.back_off(now, part, 1);
                 self.avoid_until.insert(part, later);
             }

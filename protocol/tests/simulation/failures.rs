@@ -348,3 +348,22 @@ fn a_heartbeat_that_gossip_brings_after_the_release_does_not_undo_it() {
         assert_eq!(world.agent(heir).register().current(part).unwrap().author(), world.agent(heir).id(), "{part}");
     }
 }
+
+#[test]
+fn who_lost_a_race_for_a_part_may_follow_at_once_when_its_owner_leaves() {
+    let mut manifest = manifest(3, 1);
+    // Longer than the test: nothing here comes free by silence, and a back-off would outlast it.
+    manifest.ownership.ttl_ms = 1_200_000;
+    let mut world = World::new(55, manifest);
+    world.add_on(owner(4), 0);
+    world.add_on(owner(4), 1);
+    world.run_secs(60);
+    assert!(world.parts().iter().all(|part| world.owners(*part).len() == 2), "each thinks that it is alone");
+    world.partition(&[0, 0]);
+    world.run_secs(60);
+    assert_agreed(&world);
+    let leaver = (0..2).max_by_key(|node| world.load(*node)).unwrap();
+    world.input(leaver, |agent, now| agent.leave(now));
+    world.run_secs(20);
+    assert_eq!(world.load(1 - leaver), world.parts().len());
+}
