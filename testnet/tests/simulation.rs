@@ -58,6 +58,14 @@ fn ten_thousand_nodes_that_hear_as_one_own_all_parts_within_a_minute() {
     assert_eq!(report.unowned_percent, 0.0, "{report}");
 }
 
+/// More nodes than anyone can keep in mind: who holds checkpoints is remembered all the same, so nobody thinks that an owner makes no progress. The deadline
+/// for that is ten checkpoints of ten minutes.
+#[test]
+fn in_a_crowd_nobody_forgets_who_holds_the_checkpoints() {
+    let sim = Sim { hours: 1.8, gossip: Some(Spread::Cohorts), ..sim(6_000, 16, Some("calm.toml")) };
+    assert_eq!(report(&sim, 0).transfers_per_hour, 0.0);
+}
+
 /// Nodes that hear as one decide as those that hear each for itself do: the same network, both ways.
 #[test]
 fn cohorts_take_over_as_a_broadcast_does() {

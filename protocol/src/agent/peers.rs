@@ -1,4 +1,4 @@
-//! Peers: who else is here, as each last described itself, with the longest silent at hand.
+//! Peers: who else is here, as each last described itself, with the one to forget first at hand.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,7 +7,8 @@ use std::{
 
 use crate::{identity::NodeId, lease::Time, message::Presence};
 
-/// The most peers whose presence is kept; the longest silent makes room.
+/// The most peers whose presence is kept. Those who neither hold nor train anything make room first, the longest silent before others: a run needs to know
+/// who holds its checkpoints, and any of the others will do to claim a part.
 pub const PEERS_MAX: usize = 4096;
 
 /// A peer as it last described itself.
@@ -19,12 +20,19 @@ pub struct Peer {
     pub heard: Time,
 }
 
+impl Peer {
+    fn worth(&self, node: NodeId) -> (bool, Time, NodeId) {
+        let keeps = !self.presence.holds.is_empty() || !self.presence.progress.is_empty();
+        (keeps, self.heard, node)
+    }
+}
+
 /// All peers that are known.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Peers {
     known: BTreeMap<NodeId, Peer>,
-    /// The same, the longest silent first.
-    by_silence: BTreeSet<(Time, NodeId)>,
+    /// The same, in the order in which they make room: whether they keep anything, and when they were heard.
+    by_worth: BTreeSet<(bool, Time, NodeId)>,
     /// Grows when a peer comes, goes, or begins or ceases to have room for parts at all.
     changes: u64,
 }
@@ -37,16 +45,21 @@ impl Peers {
 
     /// Keeps what a peer said, and returns what it said before.
     pub(super) fn note(&mut self, now: Time, node: NodeId, presence: Arc<Presence>) -> Option<Arc<Presence>> {
-        if !self.known.contains_key(&node) && self.known.len() >= PEERS_MAX {
-            self.forget_longest_silent();
-        }
         let owns = presence.capacity > 0;
-        let before = self.known.insert(node, Peer { presence, heard: now });
+        let peer = Peer { presence, heard: now };
+        let worth = peer.worth(node);
+        let before = self.known.insert(node, peer);
         if let Some(before) = &before {
-            self.by_silence.remove(&(before.heard, node));
+            self.by_worth.remove(&before.worth(node));
         }
-        self.by_silence.insert((now, node));
+        self.by_worth.insert(worth);
         if before.as_ref().is_none_or(|before| (before.presence.capacity > 0) != owns) {
+            self.changes += 1;
+        }
+        if self.known.len() > PEERS_MAX
+            && let Some((_, _, first)) = self.by_worth.pop_first()
+        {
+            self.known.remove(&first);
             self.changes += 1;
         }
         before.map(|peer| peer.presence)
@@ -54,17 +67,15 @@ impl Peers {
 
     /// Forgets who was silent for longer than `silence`.
     pub(super) fn forget_silent(&mut self, now: Time, silence: Time) {
-        while let Some((heard, _)) = self.by_silence.first()
-            && now.saturating_sub(*heard) > silence
-        {
-            self.forget_longest_silent();
-        }
-    }
-
-    fn forget_longest_silent(&mut self) {
-        if let Some((_, node)) = self.by_silence.pop_first() {
-            self.known.remove(&node);
-            self.changes += 1;
+        for keeps in [false, true] {
+            while let Some(longest) = self.by_worth.range((keeps, Time::ZERO, NodeId([0; 32]))..).next().copied()
+                && longest.0 == keeps
+                && now.saturating_sub(longest.1) > silence
+            {
+                self.by_worth.remove(&longest);
+                self.known.remove(&longest.2);
+                self.changes += 1;
+            }
         }
     }
 
@@ -77,6 +88,7 @@ impl Peers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{checkpoint::CheckpointId, hash::Hash};
 
     fn node(number: u16) -> NodeId {
         let mut bytes = [0; 32];
@@ -98,6 +110,24 @@ mod tests {
         assert!(peers.all().contains_key(&node(0)) && !peers.all().contains_key(&node(1)));
         peers.forget_silent(later, Time::from_secs(10));
         assert!(peers.all().values().all(|peer| later - peer.heard <= Time::from_secs(10)));
-        assert_eq!(peers.all().len(), peers.by_silence.len());
+        assert_eq!(peers.all().len(), peers.by_worth.len());
+    }
+
+    #[test]
+    fn idle_peers_make_room_before_those_who_keep_a_checkpoint() {
+        let mut peers = Peers::default();
+        let holds = vec![CheckpointId(Hash::of(b"checkpoint"))];
+        peers.note(Time::ZERO, node(0), Arc::new(Presence { holds, ..Presence::default() }));
+        let crowd = 2 * PEERS_MAX as u16;
+        for number in 1..crowd {
+            peers.note(Time::from_secs(number.into()), node(number), Arc::default());
+        }
+        assert_eq!(peers.all().len(), PEERS_MAX);
+        assert!(peers.all().contains_key(&node(0)) && !peers.all().contains_key(&node(1)));
+        // Whoever holds nothing any more is as the others.
+        peers.note(Time::from_secs(2), node(0), Arc::default());
+        peers.note(Time::from_secs(crowd.into()), node(crowd), Arc::default());
+        assert!(!peers.all().contains_key(&node(0)));
+        assert_eq!(peers.all().len(), peers.by_worth.len());
     }
 }
