@@ -25,7 +25,8 @@ fn steps(status: &Status) -> Vec<u64> {
 
 #[test]
 fn a_mixture_draws_the_same_picture_anywhere_and_after_the_run_went_on() {
-    let mut network = Network::new(2);
+    // One of the two experts predicts noise, which every way to draw has to know.
+    let mut network = Network::with(2, |_| ["--epsilon", "1"].map(str::to_owned).to_vec(), |_, node| node);
     network.start();
     network.wait_until("every part has a checkpoint", |status| steps(status).iter().all(|step| *step > 0));
     let out = network.path("drawn.png");
@@ -49,6 +50,11 @@ fn a_mixture_draws_the_same_picture_anywhere_and_after_the_run_went_on() {
     // Published as a folder it draws the same without any run, whatever fits into memory at once.
     let published = network.path("published").to_str().unwrap().to_owned();
     network.nodes[0].answer(["export", &published, "--mixture", &hash]).unwrap();
+    for (expert, objective) in [("expert_0", "velocity"), ("expert_1", "epsilon")] {
+        let config = std::fs::read_to_string(network.path("published").join(expert).join("config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        assert_eq!(config["objective"], objective, "{expert}");
+    }
     let stranger = node(network.folder.path(), "stranger");
     stranger.answer(["import", &published, "--name", "hearts"]).unwrap();
     for more in [["--model", &published, "--memory", "4096"], ["--model", "hearts", "--memory", "0"]] {

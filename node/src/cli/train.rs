@@ -17,6 +17,7 @@ use paris_model::{
     data::{Dataset, Splits},
     device::DeviceChoice,
     durable::{Durable, Outcome, Setup},
+    objective::Objective,
     snapshot::Snapshots,
     text::TextEncoder,
     trainer::TrainSettings,
@@ -181,6 +182,7 @@ impl Base {
             clip: 1.0,
             ema_decay: self.ema,
             caption_drop: self.caption_drop,
+            objective: Objective::Velocity,
         }
     }
 
