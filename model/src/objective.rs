@@ -109,7 +109,8 @@ fn column(numbers: impl Iterator<Item = f64>, device: &Device) -> Result<Tensor>
     Tensor::from_iter(numbers.map(|it| it as f32), device)?.reshape(((), 1, 1, 1))
 }
 
-/// A field that predicts the noise of the cosine schedule, asked for velocities of the straight path.
+/// A field that predicts the noise of the cosine schedule, asked for velocities of the straight path. Their errors are those of the noise, times the ratio of
+/// noise to picture.
 pub struct EpsilonField<F>(pub F);
 
 impl<F: Field> Field for EpsilonField<F> {

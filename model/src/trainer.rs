@@ -372,7 +372,8 @@ impl Trainer {
         (losses.sum_all()? / self.rule.batch as f64)?.backward()
     }
 
-    /// Mean loss, by the part's own objective, of the averaged weights over up to `limit` samples, at times spread evenly and with noise that is the same at every call.
+    /// Mean loss, by the part's own objective, of the averaged weights over up to `limit` samples, at times spread evenly and with noise that is the same at
+    /// every call.
     pub fn held_out_loss(&self, data: &dyn BatchSource, limit: usize) -> Result<f32, TrainError> {
         let count = data.len().min(limit);
         if count == 0 {

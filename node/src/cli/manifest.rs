@@ -94,8 +94,8 @@ pub(super) struct New {
     /// Weights that every expert starts from, as `paris-node train base` writes them with the same shape; random ones if not given.
     #[arg(long, value_name = "FILE", help_heading = "Models")]
     base: Option<PathBuf>,
-    /// Clusters whose experts predict the noise, as DDPM's do, instead of the velocity: 1,3. They draw together; none may start from a --base, which predicts
-    /// the velocity.
+    /// Clusters whose experts predict the noise, as DDPM's do, instead of the velocity, for instance 1,3. They draw beside the others, and well only after longer
+    /// training; none can start from a base.
     #[arg(long, value_name = "CLUSTERS", value_delimiter = ',', conflicts_with = "base", help_heading = "Models")]
     epsilon: Vec<u16>,
     /// A router that does not read the caption, as published. It cannot follow a prompt from pure noise.
