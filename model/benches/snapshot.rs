@@ -12,6 +12,7 @@ use paris_model::{
     Device, Tensor,
     batch::Text,
     config::{ExpertConfig, PartConfig},
+    objective::Objective,
     snapshot::{Header, Snapshots},
     state::State,
     trainer::{TrainSettings, Trainer},
@@ -39,6 +40,7 @@ fn main() -> anyhow::Result<()> {
         clip: 1.0,
         ema_decay: 0.999,
         caption_drop: 0.1,
+        objective: Objective::Velocity,
     };
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu);
     let null_text = Text { tokens: zeros(&[1, text_tokens, text_width])?, pooled: zeros(&[1, text_width])? };

@@ -18,6 +18,7 @@ use paris_model::{
     batch::BatchSource,
     config::{ExpertConfig, PartConfig},
     data::{Dataset, Shard},
+    objective::Objective,
     prefetch::Prefetch,
     random::Stream,
     report::StepDurations,
@@ -53,8 +54,15 @@ fn main() -> anyhow::Result<()> {
         text_tokens: TEXT.tokens,
         text_width: TEXT.width,
     });
-    let settings =
-        TrainSettings { batch, learning_rate: 1e-3, warmup_steps: 1, clip: 1.0, ema_decay: 0.99, caption_drop: 0.1 };
+    let settings = TrainSettings {
+        batch,
+        learning_rate: 1e-3,
+        warmup_steps: 1,
+        clip: 1.0,
+        ema_decay: 0.99,
+        caption_drop: 0.1,
+        objective: Objective::Velocity,
+    };
     let null = TEXT.encode(&[""], &Device::Cpu)?;
     let mut trainer = Trainer::new(config, settings, &[0; 32], &null, &Device::Cpu)?;
     let mut draws = Prefetch::start(trainer.draw_rule().clone(), data.clone(), 0)?;

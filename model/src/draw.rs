@@ -52,7 +52,7 @@ pub struct Draw {
     pub batch: Batch,
     /// Noise of the pictures' shape.
     pub noise: Tensor,
-    /// The time of each sample, uniform in 0..1.
+    /// The time of each sample on the straight path, uniform in 0..1.
     pub times: Vec<f32>,
 }
 

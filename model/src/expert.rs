@@ -1,4 +1,5 @@
-//! The expert: a diffusion transformer that predicts the velocity of one cluster's flow (paper, section on experts).
+//! The expert: a diffusion transformer of one cluster that predicts the velocity of its flow (paper, section on experts), or the noise
+//! ([`objective`](crate::objective)).
 
 use candle_core::{DType, Result, Tensor};
 
@@ -46,7 +47,7 @@ impl Expert {
         &self.config
     }
 
-    /// `x` `[B,C,S,S]`, `t` `[B]` on a scale of 0..1000, `text` `[B,T,D]` to the velocity `[B,C,S,S]`; all f32, whatever the parameters' precision.
+    /// `x` `[B,C,S,S]`, `t` `[B]` on a scale of 0..1000, `text` `[B,T,D]` to what it predicts `[B,C,S,S]`; all f32, whatever the parameters' precision.
     pub fn forward(&self, x: &Tensor, t: &Tensor, text: &Tensor) -> Result<Tensor> {
         let h = self.patches.forward(x)?;
         let time = self.time.forward(t)?;

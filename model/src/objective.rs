@@ -1,12 +1,20 @@
-//! What an expert predicts, and how one that predicts the noise draws together with those that predict the velocity (arXiv 2603.06741).
+//! What an expert predicts: how it learns that, and how one that predicts the noise draws together with those that predict the velocity (arXiv 2603.06741).
 //!
 //! The mixture follows the straight path x_t = (1 - t) x_0 + t eps. An expert that learnt on another path, here the cosine schedule of DDPM, is asked where
 //! its own path has the same ratio of signal to noise, with the input scaled to what it has there; its noise then gives both x_0 and the velocity.
+//!
+//! It learns at such points too: times are drawn on the straight path, uniform as for every expert, and each stands for the point of equal ratio on its own. So
+//! it learns from the ratios at which it will be asked, as often as it will be, and a bin of the losses by time holds the same ratios whatever is predicted. Times
+//! uniform on the schedule itself, as in DDPM, would only count the middle of the path twice as often as its ends.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{expert::Expert, flow::TIME_SCALE, sampler::Field};
+use crate::{
+    expert::Expert,
+    flow::{self, Noised, TIME_SCALE},
+    sampler::Field,
+};
 
 /// What an expert's output means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +33,20 @@ impl Objective {
         match self {
             Self::Velocity => Box::new(expert),
             Self::Epsilon => Box::new(EpsilonField(expert)),
+        }
+    }
+
+    /// What such an expert learns from: clean `x0` `[B,C,S,S]`, moved towards `noise` on its path to where the ratio of signal to noise is that of the
+    /// straight path at `times`, one a sample, in 0..1.
+    pub fn noised(self, x0: &Tensor, noise: &Tensor, times: &[f32]) -> Result<Noised> {
+        match self {
+            Self::Velocity => flow::noised(x0, noise, times),
+            Self::Epsilon => {
+                let times: Vec<f64> = times.iter().copied().map(f64::from).collect();
+                let Points { time, alpha, sigma } = Points::of_equal_ratio(&times, x0.device())?;
+                let x = (x0.broadcast_mul(&alpha)? + noise.broadcast_mul(&sigma)?)?;
+                Ok(Noised { x, time, target: noise.clone() })
+            }
         }
     }
 }
@@ -60,21 +82,42 @@ impl Point {
     }
 }
 
-/// A field that predicts the noise of the cosine schedule, asked for velocities of the straight path.
+/// Points of the cosine schedule, one a sample.
+struct Points {
+    /// `[B]`.
+    time: Tensor,
+    /// `[B,1,1,1]`, as sigma.
+    alpha: Tensor,
+    sigma: Tensor,
+}
+
+impl Points {
+    /// Where the ratios of alpha to sigma are those of the straight path at `times` in 0..1.
+    fn of_equal_ratio(times: &[f64], device: &Device) -> Result<Self> {
+        let points: Vec<Point> = times.iter().map(|t| Point::of_equal_ratio(*t)).collect();
+        let of_each = |number: fn(&Point) -> f64| column(points.iter().map(number), device);
+        Ok(Self {
+            time: of_each(|point| point.time)?.flatten_all()?,
+            alpha: of_each(|point| point.alpha)?,
+            sigma: of_each(|point| point.sigma)?,
+        })
+    }
+}
+
+/// A number a sample, `[B,1,1,1]`.
+fn column(numbers: impl Iterator<Item = f64>, device: &Device) -> Result<Tensor> {
+    Tensor::from_iter(numbers.map(|it| it as f32), device)?.reshape(((), 1, 1, 1))
+}
+
+/// A field that predicts the noise of the cosine schedule, asked for velocities of the straight path. Their errors are those of the noise, times the ratio of
+/// noise to picture.
 pub struct EpsilonField<F>(pub F);
 
 impl<F: Field> Field for EpsilonField<F> {
     fn velocity(&self, x: &Tensor, t: &Tensor, text: &Tensor) -> Result<Tensor> {
         let times: Vec<f64> = t.to_vec1::<f32>()?.iter().map(|t| f64::from(*t) / TIME_SCALE).collect();
-        let points: Vec<Point> = times.iter().map(|t| Point::of_equal_ratio(*t)).collect();
-        let of_each = |numbers: &mut dyn Iterator<Item = f64>| {
-            Tensor::from_iter(numbers.map(|it| it as f32), x.device())?.reshape(((), 1, 1, 1))
-        };
-        let alpha = of_each(&mut points.iter().map(|point| point.alpha))?;
-        let sigma = of_each(&mut points.iter().map(|point| point.sigma))?;
-        let scale = of_each(&mut times.iter().map(|t| 1.0 / (1.0 - t).hypot(*t)))?;
-        let time = of_each(&mut points.iter().map(|point| point.time))?.flatten_all()?;
-        let x = x.broadcast_mul(&scale)?;
+        let Points { time, alpha, sigma } = Points::of_equal_ratio(&times, x.device())?;
+        let x = x.broadcast_mul(&column(times.iter().map(|t| 1.0 / (1.0 - t).hypot(*t)), x.device())?)?;
         let noise = self.0.velocity(&x, &time, text)?;
         let x0 = (x - noise.broadcast_mul(&sigma)?)?.broadcast_div(&alpha)?.clamp(-X0_MAX, X0_MAX)?;
         noise - x0

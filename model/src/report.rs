@@ -10,7 +10,7 @@ pub const TIME_BINS: usize = 10;
 pub struct StepReport {
     /// Steps done, this one included.
     pub step: u64,
-    /// The batch's loss: mean squared error of the velocity, or cross-entropy of the cluster.
+    /// The batch's loss: mean squared error of what an expert predicts, or cross-entropy of the cluster.
     pub loss: f32,
     /// The same, sample by sample, by the time at which each was learnt from.
     pub loss_by_time: LossByTime,

@@ -14,6 +14,7 @@ use crate::{
     expert::Expert,
     flow::noised,
     gradients::Gradients,
+    objective::Objective,
     optimizer::{Failure, Optimizer, Schedule},
     parameters::{FROZEN, Parameters, group_shapes},
     prefetch::DRAWS_AHEAD_MAX,
@@ -38,6 +39,8 @@ pub struct TrainSettings {
     pub ema_decay: f64,
     /// Share of captions replaced by the null text.
     pub caption_drop: f32,
+    /// What an expert learns to predict; a router learns from the straight path whatever is said here.
+    pub objective: Objective,
 }
 
 /// Training that cannot go on.
@@ -89,6 +92,7 @@ pub const READ_EVERY: u64 = 16;
 /// A part in training.
 pub struct Trainer {
     config: PartConfig,
+    objective: Objective,
     rule: DrawRule,
     device: Device,
     model: Model,
@@ -107,27 +111,28 @@ pub struct Trainer {
 
 /// A part's network.
 enum Model {
-    Expert(Expert),
+    Expert(Expert, Objective),
     Router(Router),
 }
 
 impl Model {
-    fn new(config: &PartConfig, parameters: &Parameters) -> candle_core::Result<Self> {
+    fn new(config: &PartConfig, objective: Objective, parameters: &Parameters) -> candle_core::Result<Self> {
         Ok(match config {
-            PartConfig::Expert(config) => Model::Expert(Expert::new(config, parameters)?),
+            PartConfig::Expert(config) => Model::Expert(Expert::new(config, parameters)?, objective),
             PartConfig::Router(config) => Model::Router(Router::new(config, parameters)?),
         })
     }
 
-    /// The loss of each sample, `[B]`, of a batch that is noised by `noise` to the times `t`. The batch's loss is their mean.
-    fn losses(&self, batch: &Batch, noise: &Tensor, t: &Tensor) -> candle_core::Result<Tensor> {
-        let point = noised(&batch.images, noise, t)?;
+    /// The loss of each sample, `[B]`, of a batch that is noised by `noise` to `times`. The batch's loss is their mean.
+    fn losses(&self, batch: &Batch, noise: &Tensor, times: &[f32]) -> candle_core::Result<Tensor> {
         match self {
-            Model::Expert(expert) => {
-                let velocity = expert.forward(&point.x, &point.time, &batch.text.tokens)?;
-                (velocity - &point.velocity)?.sqr()?.flatten_from(1)?.mean(D::Minus1)
+            Model::Expert(expert, objective) => {
+                let point = objective.noised(&batch.images, noise, times)?;
+                let predicted = expert.forward(&point.x, &point.time, &batch.text.tokens)?;
+                (predicted - &point.target)?.sqr()?.flatten_from(1)?.mean(D::Minus1)
             }
             Model::Router(router) => {
+                let point = noised(&batch.images, noise, times)?;
                 let logits = router.forward(&point.x, &point.time, Some(&batch.text.pooled))?;
                 log_softmax(&logits, D::Minus1)?.gather(&batch.labels.unsqueeze(1)?, 1)?.squeeze(1)?.neg()
             }
@@ -183,7 +188,7 @@ impl Trainer {
         };
         let (optimizer, parameters) = Optimizer::new(schedule, parameters, compute_precision(device))?;
         let parameters = parameters.with_trunk_sum();
-        let model = Model::new(&config, &parameters)?;
+        let model = Model::new(&config, settings.objective, &parameters)?;
         let batch = settings.batch.max(1);
         let rule = DrawRule {
             key: *key,
@@ -193,7 +198,19 @@ impl Trainer {
             null_text: null_text.to_device(&Device::Cpu)?,
         };
         let (device, step, skipped, read) = (device.clone(), 0, 0, None);
-        Ok(Self { config, rule, device, model, parameters, frozen, optimizer, step, skipped, read })
+        Ok(Self {
+            config,
+            objective: settings.objective,
+            rule,
+            device,
+            model,
+            parameters,
+            frozen,
+            optimizer,
+            step,
+            skipped,
+            read,
+        })
     }
 
     /// A part as [`Trainer::state`] left it: the next step is the one that would have come.
@@ -347,8 +364,7 @@ impl Trainer {
 
     /// The losses of a draw, on the device.
     fn losses(&self, draw: &Draw) -> candle_core::Result<Tensor> {
-        let t = Tensor::new(draw.times.as_slice(), &self.device)?;
-        self.model.losses(&draw.batch.to_device(&self.device)?, &draw.noise.to_device(&self.device)?, &t)
+        self.model.losses(&draw.batch.to_device(&self.device)?, &draw.noise.to_device(&self.device)?, &draw.times)
     }
 
     /// What a draw's losses add to the gradients of the step: that of their share in its mean.
@@ -356,18 +372,19 @@ impl Trainer {
         (losses.sum_all()? / self.rule.batch as f64)?.backward()
     }
 
-    /// Mean loss of the averaged weights over up to `limit` samples, at times spread evenly and with noise that is the same at every call.
+    /// Mean loss, by the part's own objective, of the averaged weights over up to `limit` samples, at times spread evenly and with noise that is the same at
+    /// every call.
     pub fn held_out_loss(&self, data: &dyn BatchSource, limit: usize) -> Result<f32, TrainError> {
         let count = data.len().min(limit);
         if count == 0 {
             return Err(DrawError::NoSamples.into());
         }
-        let model = Model::new(&self.config, &self.optimizer.averaged(&self.device)?.to_compute()?)?;
+        let model = Model::new(&self.config, self.objective, &self.optimizer.averaged(&self.device)?.to_compute()?)?;
         let indices: Vec<usize> = (0..count).collect();
         let mut sum = 0.0;
         for indices in indices.chunks(self.rule.micro_batch) {
             let batch = data.batch(indices, &Device::Cpu)?;
-            let t: Vec<f32> = indices.iter().map(|index| (*index as f32 + 0.5) / count as f32).collect();
+            let times: Vec<f32> = indices.iter().map(|index| (*index as f32 + 0.5) / count as f32).collect();
             let normals = |purpose| {
                 move |sample: usize, numbers| {
                     Stream::new(&self.rule.key, purpose, indices[sample] as u64).normals(numbers)
@@ -376,7 +393,7 @@ impl Trainer {
             let batch = batch.drawn(normals("held-out latent"))?;
             let noise = noise_like(&batch.images, normals("held-out"))?;
             let (batch, noise) = (batch.to_device(&self.device)?, noise.to_device(&self.device)?);
-            let losses = model.losses(&batch, &noise, &Tensor::new(t, &self.device)?)?;
+            let losses = model.losses(&batch, &noise, &times)?;
             sum += losses.to_vec1::<f32>()?.iter().map(|loss| f64::from(*loss)).sum::<f64>();
         }
         Ok((sum / count as f64) as f32)

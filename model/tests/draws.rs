@@ -14,6 +14,7 @@ use paris_model::{
     config::{ExpertConfig, PartConfig, RouterConfig},
     data::{Dataset, Encoding, Shard, shard::moment_bytes},
     draw::{Draw, DrawError, Draws},
+    objective::Objective,
     prefetch::{DRAWS_AHEAD_MAX, Prefetch},
     random::Stream,
     text::{HashedText, TextEncoder},
@@ -53,8 +54,15 @@ fn router() -> PartConfig {
     })
 }
 
-const SETTINGS: TrainSettings =
-    TrainSettings { batch: 10, learning_rate: 1e-3, warmup_steps: 2, clip: 1e9, ema_decay: 0.9, caption_drop: 0.3 };
+const SETTINGS: TrainSettings = TrainSettings {
+    batch: 10,
+    learning_rate: 1e-3,
+    warmup_steps: 2,
+    clip: 1e9,
+    ema_decay: 0.9,
+    caption_drop: 0.3,
+    objective: Objective::Velocity,
+};
 
 fn null_text() -> Text {
     TEXT.encode(&[""], &Device::Cpu).unwrap()

@@ -18,6 +18,7 @@ use paris_model::{
     expert::Expert,
     features::{ColourAndEdges, ImageFeatures},
     image_codec::Pixels,
+    objective::Objective,
     parameters::Parameters,
     router::Router,
     sampler::{Guidance, Mixture, Reroute, Routing, SampleSettings, Solver, sample},
@@ -75,6 +76,7 @@ fn trainer(config: PartConfig) -> Trainer {
         clip: 1.0,
         ema_decay: 0.98,
         caption_drop: 0.1,
+        objective: Objective::Velocity,
     };
     Trainer::new(config, settings, &KEY, &TEXT.encode(&[""], &Device::Cpu).unwrap(), &Device::Cpu).unwrap()
 }

@@ -5,6 +5,7 @@ use paris_model::{
     batch::{Batch, BatchSource, Text},
     config::{ExpertConfig, PartConfig, RouterConfig},
     draw::DrawError,
+    objective::Objective,
     random::Stream,
     trainer::{TrainError, TrainSettings, Trainer},
 };
@@ -40,7 +41,15 @@ fn router(caption_width: Option<usize>) -> PartConfig {
 }
 
 fn settings() -> TrainSettings {
-    TrainSettings { batch: 8, learning_rate: 2e-3, warmup_steps: 5, clip: 1.0, ema_decay: 0.9, caption_drop: 0.1 }
+    TrainSettings {
+        batch: 8,
+        learning_rate: 2e-3,
+        warmup_steps: 5,
+        clip: 1.0,
+        ema_decay: 0.9,
+        caption_drop: 0.1,
+        objective: Objective::Velocity,
+    }
 }
 
 fn null_text() -> Text {

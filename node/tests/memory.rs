@@ -7,6 +7,7 @@ use paris_model::{
     batch::{Batch, BatchSource, Text},
     config::{ExpertConfig, PartConfig},
     footprint::{Footprint, Peak},
+    objective::Objective,
     prefetch::Prefetch,
     trainer::{TrainSettings, Trainer},
 };
@@ -65,8 +66,15 @@ fn measure_and_compare() {
         text_tokens: TOKENS,
         text_width: WIDTH,
     };
-    let settings =
-        TrainSettings { batch: 64, learning_rate: 1e-3, warmup_steps: 1, clip: 1.0, ema_decay: 0.9, caption_drop: 0.1 };
+    let settings = TrainSettings {
+        batch: 64,
+        learning_rate: 1e-3,
+        warmup_steps: 1,
+        clip: 1.0,
+        ema_decay: 0.9,
+        caption_drop: 0.1,
+        objective: Objective::Velocity,
+    };
     let null = Grey.batch(&[0], &Device::Cpu).unwrap().text;
     let mut trainer = Trainer::new(PartConfig::Expert(shape), settings, &[0; 32], &null, &Device::Cpu).unwrap();
     let peak = |trainer: &Trainer, samples| Peak {

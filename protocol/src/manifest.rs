@@ -1,12 +1,14 @@
 //! The run manifest: everything the peers of one run must agree on before they meet.
 
-mod pretrained;
+mod additions;
+mod encoders;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use pretrained::{Encoders, ImageCodec, Pretrained, TextEncoder, TextFiles};
+pub use additions::Additions;
+pub use encoders::{Encoders, ImageCodec, TextEncoder, TextFiles};
 
 use crate::{
     checkpoint::BLOB_BYTES_MAX,
@@ -20,10 +22,10 @@ use crate::{
 pub const CLUSTERS_MAX: usize = 1024;
 /// The most organisers a run by invitation may have: each may fill a share of every register.
 pub const ORGANISERS_MAX: usize = 8;
-/// The version of a manifest that takes nothing ready-made.
+/// The version of a manifest without [`Additions`].
 pub const MANIFEST_VERSION: u16 = 1;
-/// The version of one that names pretrained networks ([`Pretrained`]), and the latest that this code reads.
-pub const PRETRAINED_VERSION: u16 = 2;
+/// The version of one with [`Additions`], and the latest that this code reads.
+pub const ADDITIONS_VERSION: u16 = 2;
 
 /// A run's name on the network: the BLAKE3 hash of its manifest's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -44,7 +46,7 @@ impl fmt::Debug for RunId {
 /// One training effort.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Format version, [`Pretrained::version`].
+    /// Format version, [`Additions::version`].
     pub version: u16,
     /// What people call the run; at most 100 bytes.
     pub name: String,
@@ -68,9 +70,9 @@ pub struct Manifest {
     pub ownership: Ownership,
     /// Who may own parts.
     pub admission: Admission,
-    /// What the run takes ready-made. Last, and nothing at all on the wire where it takes nothing, so that a run of version 1 keeps its bytes and its id.
-    #[serde(with = "pretrained::default_or_end")]
-    pub pretrained: Pretrained,
+    /// What version 2 adds. Last, and nothing at all on the wire where there is nothing, so that a run of version 1 keeps its bytes and its id.
+    #[serde(with = "additions::default_or_end")]
+    pub additions: Additions,
 }
 
 /// The shape of a picture, or of a latent.
@@ -193,7 +195,7 @@ pub enum ManifestError {
     },
     /// Written for another version of the software.
     #[error(
-        "the manifest has version {0}, this program reads up to version {PRETRAINED_VERSION}: use the release that the run was made with"
+        "the manifest has version {0}, this program reads up to version {ADDITIONS_VERSION}: use the release that the run was made with"
     )]
     Version(u16),
 }
@@ -213,7 +215,7 @@ impl Manifest {
     pub fn read(bytes: &[u8]) -> Result<Self, ManifestError> {
         // The version stands first, so that a newer manifest is called newer, not garbage.
         match bytes.first() {
-            Some(&version) if !(MANIFEST_VERSION..=PRETRAINED_VERSION).contains(&version.into()) => {
+            Some(&version) if !(MANIFEST_VERSION..=ADDITIONS_VERSION).contains(&version.into()) => {
                 Err(ManifestError::Version(version.into()))
             }
             _ => {
@@ -245,6 +247,11 @@ impl Manifest {
         }
     }
 
+    /// True for an expert that predicts the noise of the cosine schedule instead of the velocity.
+    pub fn predicts_noise(&self, part: Part) -> bool {
+        matches!(part, Part::Expert(cluster) if self.additions.epsilon_experts.binary_search(&cluster).is_ok())
+    }
+
     /// True if `node` may own parts by the manifest's word alone; in a run by invitation these are the organisers, and the
     /// [`register`](crate::register::Register::admits) knows the others.
     pub fn admits(&self, node: NodeId) -> bool {
@@ -272,17 +279,22 @@ impl Manifest {
                 false => Err(ManifestError::Field { field, value: value.to_string(), needed }),
             }
         }
-        if !(MANIFEST_VERSION..=PRETRAINED_VERSION).contains(&self.version) {
+        if !(MANIFEST_VERSION..=ADDITIONS_VERSION).contains(&self.version) {
             return Err(ManifestError::Version(self.version));
         }
-        let fits = self.version == self.pretrained.version();
-        range("version", self.version, fits, "2 with pretrained networks, 1 without")?;
+        let fits = self.version == self.additions.version();
+        range(
+            "version",
+            self.version,
+            fits,
+            "2 where pretrained networks or experts that predict noise are named, 1 elsewhere",
+        )?;
         range("name", format!("{} bytes", self.name.len()), self.name.len() <= 100, "at most 100 bytes")?;
         let clusters = self.clusters.len();
         range("number of clusters", clusters, (1..=CLUSTERS_MAX).contains(&clusters), "1 to 1024")?;
         let Image { channels, size } = self.image;
         range("image channels", channels, (1..=64).contains(&channels), "1 to 64")?;
-        let pixels = self.pretrained.encoders.image == ImageCodec::Pixels;
+        let pixels = self.additions.encoders.image == ImageCodec::Pixels;
         range("image channels", channels, !pixels || channels == 3, "3 where experts learn pixels")?;
         range("image size", size, (1..=1024).contains(&size), "1 to 1024")?;
         let TextShape { tokens, width } = self.text;
@@ -311,10 +323,26 @@ impl Manifest {
         range("ttl", ttl, ttl >= 3 * u64::from(times.heartbeat_ms), "three heartbeats or more")?;
         range("checkpoint interval", times.checkpoint_ms, times.checkpoint_ms >= 100, "100 ms or more")?;
         range("quorum", times.quorum, (1..=64).contains(&times.quorum), "1 to 64")?;
-        if let Some(base) = self.pretrained.base {
+        if let Some(base) = self.additions.base {
             let bytes = base.bytes;
             range("base checkpoint's length", bytes, (1..=BLOB_BYTES_MAX).contains(&bytes), "1 byte to 64 GiB")?;
         }
+        let noise = &self.additions.epsilon_experts;
+        let known = noise.is_sorted_by(|a, b| a < b) && noise.last().is_none_or(|last| usize::from(*last) < clusters);
+        let list = || noise.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+        range(
+            "list of experts that predict noise",
+            list(),
+            known,
+            "clusters of the run, each once and in ascending order",
+        )?;
+        let startable = noise.is_empty() || self.additions.base.is_none();
+        range(
+            "list of experts that predict noise",
+            list(),
+            startable,
+            "empty where experts start from a base, which predicts velocities",
+        )?;
         if let Admission::Invite(organisers) = &self.admission {
             let count = organisers.len();
             range("number of organisers", count, (1..=ORGANISERS_MAX).contains(&count), "1 to 8")?;

@@ -36,8 +36,8 @@ fn experts_start_from_the_base_on_a_node_that_has_to_fetch_it() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let client = Client::of(network.nodes[1].dir()).unwrap();
     let manifest = manifest_from_hex(&runtime.block_on(client.manifest_hex()).unwrap()).unwrap();
-    assert!(manifest.pretrained.base.is_some());
-    let (text, shape) = (manifest.pretrained.encoders.text, manifest.text);
+    assert!(manifest.additions.base.is_some());
+    let (text, shape) = (manifest.additions.encoders.text, manifest.text);
     let encoder = encoders::text_encoder(text, shape, &network.path("encoders"), &Device::Cpu).unwrap();
     let null = encoder.encode(&[""], &Device::Cpu).unwrap();
     let splits = Splits::open(&network.path("prepared"), &encoder).unwrap();

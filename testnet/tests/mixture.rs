@@ -5,7 +5,8 @@ mod common;
 use std::path::Path;
 
 use common::{Network, node};
-use paris_node::status::Status;
+use paris_model::objective::Objective;
+use paris_node::{api::Client, runtime::recipe, sampling::manifest_from_hex, status::Status};
 use paris_testnet::process::NodeProcess;
 
 /// Draws on a node; the picture's bytes, and what was said about it.
@@ -25,9 +26,17 @@ fn steps(status: &Status) -> Vec<u64> {
 
 #[test]
 fn a_mixture_draws_the_same_picture_anywhere_and_after_the_run_went_on() {
-    let mut network = Network::new(2);
+    // One of the two experts predicts noise, which every way to draw has to know.
+    let mut network = Network::with(2, |_| ["--epsilon", "1"].map(str::to_owned).to_vec(), |_, node| node);
     network.start();
     network.wait_until("every part has a checkpoint", |status| steps(status).iter().all(|step| *step > 0));
+    let inspected = network.nodes[0].answer(["manifest", "inspect"]).unwrap();
+    assert!(inspected.contains("the other experts the velocity: expert-1"), "{inspected}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let client = Client::of(network.nodes[0].dir()).unwrap();
+    let manifest = manifest_from_hex(&runtime.block_on(client.manifest_hex()).unwrap()).unwrap();
+    let learnt: Vec<_> = manifest.parts().map(|part| recipe::train_settings(&manifest, part).objective).collect();
+    assert_eq!(learnt, [Objective::Velocity, Objective::Epsilon, Objective::Velocity]);
     let out = network.path("drawn.png");
     let hash = network.nodes[0].answer(["mixture", "assemble"]).unwrap().trim().to_owned();
     let exactly = ["--mixture", hash.as_str()];
@@ -49,6 +58,11 @@ fn a_mixture_draws_the_same_picture_anywhere_and_after_the_run_went_on() {
     // Published as a folder it draws the same without any run, whatever fits into memory at once.
     let published = network.path("published").to_str().unwrap().to_owned();
     network.nodes[0].answer(["export", &published, "--mixture", &hash]).unwrap();
+    for (expert, objective) in [("expert_0", "velocity"), ("expert_1", "epsilon")] {
+        let config = std::fs::read_to_string(network.path("published").join(expert).join("config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        assert_eq!(config["objective"], objective, "{expert}");
+    }
     let stranger = node(network.folder.path(), "stranger");
     stranger.answer(["import", &published, "--name", "hearts"]).unwrap();
     for more in [["--model", &published, "--memory", "4096"], ["--model", "hearts", "--memory", "0"]] {

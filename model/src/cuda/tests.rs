@@ -10,6 +10,7 @@ use crate::{
     config::{ExpertConfig, PartConfig, RouterConfig},
     device::DeviceChoice,
     expert::Expert,
+    objective::Objective,
     operations::{Linear, attend, attend_within, gated, gelu, modulate},
     optimizer::{Optimizer, Schedule},
     parameters::{FROZEN, Parameters},
@@ -261,8 +262,15 @@ fn a_part_moves_from_cuda_to_the_cpu_and_back() {
 }
 
 fn moves(part: &PartConfig, device: &Device) {
-    let settings =
-        TrainSettings { batch: 2, learning_rate: 1e-3, warmup_steps: 2, clip: 1.0, ema_decay: 0.9, caption_drop: 0.5 };
+    let settings = TrainSettings {
+        batch: 2,
+        learning_rate: 1e-3,
+        warmup_steps: 2,
+        clip: 1.0,
+        ema_decay: 0.9,
+        caption_drop: 0.5,
+        objective: Objective::Velocity,
+    };
     let null = Noise.batch(&[0], &Device::Cpu).unwrap().text;
     let mut trainer = Trainer::new(part.clone(), settings, &[7; 32], &null, device).unwrap();
     let losses: Vec<f32> = (1..=READ_EVERY).map(|_| trainer.step(&Noise).unwrap().loss).collect();

@@ -1,6 +1,6 @@
 //! The questions that every model of a part is asked: held-out samples at fixed times with fixed noise, so that answers compare.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -65,7 +65,7 @@ impl HeldOut<'_> {
                 let times: Vec<f32> = (0..samples.len()).map(time).collect();
                 let noise =
                     noise_like(&batch.images, |place, numbers| stream("question noise", place).normals(numbers))?;
-                let point = noised(&batch.images, &noise, &Tensor::new(times.as_slice(), device)?)?;
+                let point = noised(&batch.images, &noise, &times)?;
                 asked(Question { batch: batch.clone(), point, times, samples: samples.to_vec() })?;
             }
         }

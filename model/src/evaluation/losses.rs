@@ -82,7 +82,8 @@ impl fmt::Display for LossMatrix {
     }
 }
 
-/// The loss of a model by time: mean squared error of the velocity over a sample's values.
+/// The loss of a model by time: mean squared error of the velocity over a sample's values, whatever its expert predicts, so that models of unlike objectives
+/// compare. Close to noise one that predicts the noise is far off there, since the velocity multiplies its errors by the ratio of noise to picture.
 ///
 /// # Errors
 /// If there are no samples, or candle refuses.
@@ -90,7 +91,7 @@ pub fn velocity_losses(field: &dyn Field, held_out: &HeldOut, device: &Device) -
     let mut losses = LossByTime::default();
     held_out.ask(device, |question| {
         let velocity = field.velocity(&question.point.x, &question.point.time, &question.batch.text.tokens)?;
-        let errors = (velocity - &question.point.velocity)?.sqr()?.flatten_from(1)?.mean(D::Minus1)?;
+        let errors = (velocity - &question.point.target)?.sqr()?.flatten_from(1)?.mean(D::Minus1)?;
         question.times.iter().zip(errors.to_vec1::<f32>()?).for_each(|(t, loss)| losses.add(*t, loss));
         Ok(())
     })?;

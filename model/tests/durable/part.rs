@@ -7,6 +7,7 @@ use paris_model::{
     batch::{Batch, BatchSource, Text},
     config::{ExpertConfig, PartConfig},
     durable::{Durable, Outcome, Setup},
+    objective::Objective,
     random::Stream,
     report::StepReport,
     snapshot::Snapshots,
@@ -36,8 +37,15 @@ pub(crate) fn config() -> PartConfig {
 
 pub(crate) fn setup() -> Setup {
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
-    let settings =
-        TrainSettings { batch: 4, learning_rate: 2e-3, warmup_steps: 5, clip: 1.0, ema_decay: 0.9, caption_drop: 0.1 };
+    let settings = TrainSettings {
+        batch: 4,
+        learning_rate: 2e-3,
+        warmup_steps: 5,
+        clip: 1.0,
+        ema_decay: 0.9,
+        caption_drop: 0.1,
+        objective: Objective::Velocity,
+    };
     Setup {
         config: config(),
         settings,

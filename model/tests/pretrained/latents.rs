@@ -11,6 +11,7 @@ use paris_model::{
     expert::Expert,
     features::{ColourAndEdges, ImageFeatures},
     image_codec::{ImageCodec, Pixels},
+    objective::Objective,
     parameters::Parameters,
     sampler::{Guidance, Mixture, Reroute, Routing, SampleSettings, Solver, sample},
     text::{HashedText, TextEncoder},
@@ -60,8 +61,15 @@ fn pictures_become_latents_become_pictures() {
     let (text_tokens, text_width) = (TEXT.tokens, TEXT.width);
     let shape = ExpertConfig { channels: 4, size: 4, patch: 2, width: 32, depth: 1, heads: 2, text_tokens, text_width };
     let config = PartConfig::Expert(shape.clone());
-    let training =
-        TrainSettings { batch: 8, learning_rate: 2e-3, warmup_steps: 2, clip: 1.0, ema_decay: 0.9, caption_drop: 0.1 };
+    let training = TrainSettings {
+        batch: 8,
+        learning_rate: 2e-3,
+        warmup_steps: 2,
+        clip: 1.0,
+        ema_decay: 0.9,
+        caption_drop: 0.1,
+        objective: Objective::Velocity,
+    };
     let null = TEXT.encode(&[""], &Device::Cpu).unwrap();
     let mut trainer = Trainer::new(config.clone(), training, &[5; 32], &null, &Device::Cpu).unwrap();
     let before = trainer.held_out_loss(&latents, usize::MAX).unwrap();

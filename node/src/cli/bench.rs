@@ -10,6 +10,7 @@ use paris_model::{
     config::{ExpertConfig, PartConfig},
     cost::transformer_flops,
     expert::Expert,
+    objective::Objective,
     parameters::Parameters,
     peak::{fused_multiply_add_flops, matrix_product_flops},
     preset::Preset,
@@ -184,6 +185,7 @@ impl Train {
             clip: 1.0,
             ema_decay: 0.999,
             caption_drop: 0.1,
+            objective: Objective::Velocity,
         };
         let null = data.batch(&[0], &Device::Cpu)?.text;
         let mut trainer = Trainer::new(PartConfig::Expert(config.clone()), settings, &KEY, &null, &Device::Cpu)?;

@@ -77,6 +77,11 @@ pub(super) enum TextChoice {
 }
 
 impl TextChoice {
+    /// What --text calls it.
+    pub(super) fn option(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |it| it.get_name().to_owned())
+    }
+
     /// The encoder, with so many tokens of such a width where they can be chosen.
     pub(super) fn open(
         self,

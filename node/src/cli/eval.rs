@@ -43,7 +43,7 @@ const REFERENCE_MAX: usize = 10_000;
 ///
 /// The mixture is the run's best checkpoints of now, the one that --mixture names, or one in the published layout (--model). The pictures must be clustered as those it
 /// was trained on, so take what the run was prepared from. Distances are named by the features they are taken in, FD for Fréchet and KD for kernel: they compare
-/// with each other, not with published FIDs.
+/// with each other, not with published FIDs. Losses are those of the velocity, whatever an expert predicts.
 ///
 /// Examples: paris-node eval --data prepared; paris-node eval --data prepared --json quality.json --plot losses.svg --calibration router.json
 #[derive(Args)]

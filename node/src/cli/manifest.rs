@@ -1,6 +1,7 @@
 //! `paris-node manifest`
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -22,7 +23,7 @@ use paris_protocol::{
     hash::Hash,
     identity::NodeId,
     manifest::{
-        self, Admission, Cluster, Image, ImageCodec, Manifest, Ownership, Pretrained, TextShape, Training, Transformer,
+        self, Additions, Admission, Cluster, Image, ImageCodec, Manifest, Ownership, TextShape, Training, Transformer,
     },
     part::Part,
     ticket::Ticket,
@@ -93,6 +94,10 @@ pub(super) struct New {
     /// Weights that every expert starts from, as `paris-node train base` writes them with the same shape; random ones if not given.
     #[arg(long, value_name = "FILE", help_heading = "Models")]
     base: Option<PathBuf>,
+    /// Clusters whose experts predict the noise, as DDPM's do, instead of the velocity, for instance 1,3. They draw beside the others, and well only after longer
+    /// training; none can start from a base.
+    #[arg(long, value_name = "CLUSTERS", value_delimiter = ',', conflicts_with = "base", help_heading = "Models")]
+    epsilon: Vec<u16>,
     /// A router that does not read the caption, as published. It cannot follow a prompt from pure noise.
     #[arg(long, help_heading = "Models")]
     router_without_caption: bool,
@@ -200,11 +205,12 @@ impl New {
         let text = self.text_encoder(&dir.encoders_path())?;
         let image = self.image(&prepared)?;
         let base = self.base.as_deref().map(read_base).transpose()?;
-        let pretrained = Pretrained {
+        let additions = Additions {
             encoders: encoders::named(&text.identity(), &prepared.codec)?,
             base: base.as_deref().map(|base| Blob { hash: Hash::of(base), bytes: base.len() as u64 }),
+            epsilon_experts: self.epsilon.iter().copied().collect::<BTreeSet<_>>().into_iter().collect(),
         };
-        let manifest = self.manifest(&prepared, image, &*text, pretrained, dir.keypair()?.id())?;
+        let manifest = self.manifest(&prepared, image, &*text, additions, dir.keypair()?.id())?;
         manifest.check()?;
         for part in manifest.parts() {
             recipe::part_config(&manifest, part).validate().with_context(|| format!("the {part} cannot be built"))?;
@@ -267,7 +273,7 @@ impl New {
         prepared: &Prepared,
         image: Image,
         text: &dyn TextEncoder,
-        pretrained: Pretrained,
+        additions: Additions,
         organiser: NodeId,
     ) -> anyhow::Result<Manifest> {
         let shards = |shards: &[ShardInfo]| shards.iter().map(shard).collect::<anyhow::Result<Vec<_>>>();
@@ -285,7 +291,7 @@ impl New {
             steps: self.steps,
         };
         Ok(Manifest {
-            version: pretrained.version(),
+            version: additions.version(),
             name: self.name.clone(),
             image,
             text: TextShape { tokens: u16::try_from(text.tokens())?, width: u16::try_from(text.width())? },
@@ -310,7 +316,7 @@ impl New {
                 replicas: self.replicas,
             },
             admission: self.admit(organiser)?,
-            pretrained,
+            additions,
         })
     }
 
@@ -389,7 +395,7 @@ fn summary(manifest: &Manifest) -> String {
     let samples: u64 = manifest.clusters.iter().flat_map(|it| &it.train).map(|shard| u64::from(shard.samples)).sum();
     let parameters = |part| recipe::part_config(manifest, part).parameter_count();
     let Image { channels, size } = manifest.image;
-    let pictures = match manifest.pretrained.encoders.image {
+    let pictures = match manifest.additions.encoders.image {
         ImageCodec::Pixels => format!("{samples} training pictures of {size}x{size}"),
         ImageCodec::Vae { .. } => format!("{samples} training pictures as latents of {channels}x{size}x{size}"),
     };
@@ -416,8 +422,13 @@ impl Inspect {
         }
         println!("run    {} {:?}", manifest.id()?.0, manifest.name);
         println!("models {}", summary(&manifest));
-        if let Some(base) = manifest.pretrained.base {
+        if let Some(base) = manifest.additions.base {
             println!("base   {} ({} bytes), from which every expert starts", base.hash, base.bytes);
+        }
+        let noise: Vec<_> =
+            manifest.parts().filter(|part| manifest.predicts_noise(*part)).map(|it| it.name()).collect();
+        if !noise.is_empty() {
+            println!("noise  is what these predict, and the other experts the velocity: {}", noise.join(", "));
         }
         for (number, cluster) in manifest.clusters.iter().enumerate() {
             let count = |shards: &[manifest::Shard]| shards.iter().map(|shard| shard.samples).sum::<u32>();

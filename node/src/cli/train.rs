@@ -17,6 +17,7 @@ use paris_model::{
     data::{Dataset, Splits},
     device::DeviceChoice,
     durable::{Durable, Outcome, Setup},
+    objective::Objective,
     snapshot::Snapshots,
     text::TextEncoder,
     trainer::TrainSettings,
@@ -136,9 +137,24 @@ impl Base {
         let loss = trainer.held_out_loss(&*all.held_out, HELD_OUT_SAMPLES)?;
         write_whole(&self.out, &trainer.weights()?)?;
         println!("{}: step {}, held-out loss {loss:.4}", self.out.display(), trainer.step_count());
-        println!("next: paris-node manifest new --data {} --base {}", self.data.display(), self.out.display());
+        println!("next: {}", self.next());
         drop(durable);
         fs::remove_dir_all(&snapshots).with_context(|| format!("removing {}", snapshots.display()))
+    }
+
+    /// The command that makes a run of experts that start from the base: with all that decides their shape.
+    fn next(&self) -> String {
+        let Self { data, out, width, depth, heads, patch, text, text_tokens, text_width, .. } = self;
+        let mut next = format!(
+            "paris-node manifest new --data {} --base {} --width {width} --depth {depth} --heads {heads} --patch {patch} --text {}",
+            data.display(),
+            out.display(),
+            text.option()
+        );
+        for (option, value) in [("--text-tokens", text_tokens), ("--text-width", text_width)] {
+            next.extend(value.map(|value| format!(" {option} {value}")));
+        }
+        next
     }
 
     fn train(&self, durable: &mut Durable, data: &Arc<dyn BatchSource + Send + Sync>) -> anyhow::Result<()> {
@@ -181,6 +197,7 @@ impl Base {
             clip: 1.0,
             ema_decay: self.ema,
             caption_drop: self.caption_drop,
+            objective: Objective::Velocity,
         }
     }
 
@@ -200,5 +217,26 @@ impl Base {
     fn snapshots_path(&self) -> anyhow::Result<PathBuf> {
         let name = self.out.file_name().context("--out must name a file")?;
         Ok(self.out.with_file_name(format!("{}.snapshots", name.to_string_lossy())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{super::Cli, *};
+
+    #[test]
+    fn what_comes_next_makes_experts_of_the_bases_shape() {
+        let base = "paris-node train base --data prepared --out b.safetensors --steps 1";
+        let usual = "--width 192 --depth 6 --heads 6 --patch 2 --text hashed";
+        for given in ["", "--width 96 --depth 3 --heads 4 --patch 4 --text minilm --text-tokens 16 --text-width 384"] {
+            let command = Cli::parse_from(format!("{base} {given}").split_whitespace()).command;
+            let super::super::Command::Train(TrainCommand::Base(command)) = command else { panic!("another command") };
+            let shape = if given.is_empty() { usual } else { given };
+            let next = command.next();
+            assert_eq!(next, format!("paris-node manifest new --data prepared --base b.safetensors {shape}"));
+            assert!(Cli::try_parse_from(next.split_whitespace()).is_ok(), "{next}");
+        }
     }
 }

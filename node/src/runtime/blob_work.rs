@@ -213,7 +213,7 @@ impl BlobWork {
             }
             None => None,
         };
-        let base = match (part, manifest.pretrained.base) {
+        let base = match (part, manifest.additions.base) {
             (Part::Expert(_), Some(base)) if state.is_none() => Some(self.base(base, &config, peers).await?),
             _ => None,
         };

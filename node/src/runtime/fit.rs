@@ -116,6 +116,7 @@ mod tests {
     use paris_model::{
         batch::{Batch, Text},
         config::ExpertConfig,
+        objective::Objective,
         trainer::TrainSettings,
     };
 
@@ -165,6 +166,7 @@ mod tests {
             clip: 1.0,
             ema_decay: 0.9,
             caption_drop: 0.1,
+            objective: Objective::Velocity,
         };
         let null = Grey.batch(&[0], &Device::Cpu)?.text;
         let mut trainer = Trainer::new(config(), settings, &[0; 32], &null, &Device::Cpu)?;

@@ -393,7 +393,7 @@ impl Room {
 
 /// The run's text encoder, so that missing files are said now, not when a part is to be trained. CLIP takes a second or two.
 async fn read_text_encoder(manifest: &Manifest, config: &NodeConfig) -> Result<Arc<dyn TextEncoder>, NodeError> {
-    let (named, shape) = (manifest.pretrained.encoders.text, manifest.text);
+    let (named, shape) = (manifest.additions.encoders.text, manifest.text);
     let (folder, device) = (config.dir.encoders_path(), config.device.open_to_train()?);
     let read = tokio::task::spawn_blocking(move || encoders::text_encoder(named, shape, &folder, &device));
     Ok(read.await.map_err(|_| NodeError::Stopped)??)

@@ -2,6 +2,7 @@
 
 use paris_model::{
     config::{ExpertConfig, PartConfig, RouterConfig},
+    objective::Objective,
     trainer::TrainSettings,
 };
 use paris_protocol::{
@@ -44,6 +45,11 @@ pub fn part_config(manifest: &Manifest, part: Part) -> PartConfig {
     }
 }
 
+/// What a part predicts; of the router it says nothing.
+pub fn objective(manifest: &Manifest, part: Part) -> Objective {
+    if manifest.predicts_noise(part) { Objective::Epsilon } else { Objective::Velocity }
+}
+
 /// How a part is trained.
 pub fn train_settings(manifest: &Manifest, part: Part) -> TrainSettings {
     let training = manifest.training(part);
@@ -54,6 +60,7 @@ pub fn train_settings(manifest: &Manifest, part: Part) -> TrainSettings {
         clip: training.clip.into(),
         ema_decay: training.ema_decay.into(),
         caption_drop: training.caption_drop,
+        objective: objective(manifest, part),
     }
 }
 

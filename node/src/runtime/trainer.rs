@@ -254,6 +254,7 @@ mod tests {
     use paris_model::{
         config::ExpertConfig,
         data::Shard,
+        objective::Objective,
         text::{HashedText, TextEncoder},
     };
     use paris_protocol::{hash::Hash, manifest::RunId};
@@ -289,6 +290,7 @@ mod tests {
                 clip: 1.0,
                 ema_decay: 0.9,
                 caption_drop: 1.0,
+                objective: Objective::Velocity,
             },
             key: [1; 32],
             null_text: Text { tokens, pooled },

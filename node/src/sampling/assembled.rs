@@ -21,7 +21,7 @@ use paris_model::{
 };
 use paris_protocol::{
     codec::Wire,
-    manifest::{ImageCodec, Manifest, Pretrained, TextEncoder},
+    manifest::{Additions, ImageCodec, Manifest, TextEncoder},
     mixture::Mixture as Record,
     part::Part,
 };
@@ -90,19 +90,20 @@ impl Assembled {
     /// are read from the folder `encoders`.
     pub fn drawing(&self, place: Place, encoders: &Path) -> anyhow::Result<Drawing> {
         // First: what is missing is said before anything else is read.
-        let Manifest { pretrained: Pretrained { encoders: named, .. }, text, image, .. } = &self.manifest;
+        let Manifest { additions: Additions { encoders: named, .. }, text, image, .. } = &self.manifest;
         let text = encoders::text_encoder(named.text, *text, encoders, &place.device)?;
         let codec = encoders::image_codec(named.image, *image, encoders, &place.device)?;
         let (channels, size) = (usize::from(self.manifest.image.channels), usize::from(self.manifest.image.size));
         let mut configs: Vec<_> = self.manifest.clusters.iter().map(|_| None).collect();
-        let mut experts: Vec<Option<(ExpertConfig, Weights)>> = self.manifest.clusters.iter().map(|_| None).collect();
+        let mut experts: Vec<Option<(ExpertConfig, Objective, Weights)>> =
+            self.manifest.clusters.iter().map(|_| None).collect();
         let mut router = None;
         for (part, assembled) in &self.parts {
             let weights = Weights::open(*part, assembled)?;
             match (part, recipe::part_config(&self.manifest, *part)) {
                 (Part::Expert(cluster), PartConfig::Expert(config)) => {
                     configs[usize::from(*cluster)] = Some(PartConfig::Expert(config.clone()));
-                    experts[usize::from(*cluster)] = Some((config, weights));
+                    experts[usize::from(*cluster)] = Some((config, recipe::objective(&self.manifest, *part), weights));
                 }
                 (_, PartConfig::Router(config)) => {
                     let parameters = weights.read(&PartConfig::Router(config.clone()), &place.device)?;
@@ -113,9 +114,9 @@ impl Assembled {
         }
         let device = place.device.clone();
         let load = move |cluster: usize| {
-            let (config, weights) = experts[cluster].as_ref().context("it is missing")?;
+            let (config, objective, weights) = experts[cluster].as_ref().context("it is missing")?;
             let parameters = weights.read(&PartConfig::Expert(config.clone()), &device)?;
-            Ok(Objective::Velocity.field(Expert::new(config, &parameters)?))
+            Ok(objective.field(Expert::new(config, &parameters)?))
         };
         let ingredients = Ingredients {
             shape: (channels, size, size),
@@ -139,7 +140,8 @@ impl Assembled {
         let mut experts: Vec<ExportedPart<ExpertConfig>> = Vec::new();
         let mut router: Option<ExportedPart<RouterConfig>> = None;
         for (part, assembled) in &self.parts {
-            let (weights, hash, objective) = (path(assembled)?, assembled.weights.parse()?, Objective::Velocity);
+            let (weights, hash) = (path(assembled)?, assembled.weights.parse()?);
+            let objective = recipe::objective(&self.manifest, *part);
             match recipe::part_config(&self.manifest, *part) {
                 PartConfig::Expert(config) => experts.push(ExportedPart { config, objective, weights, hash }),
                 PartConfig::Router(config) => router = Some(ExportedPart { config, objective, weights, hash }),
@@ -152,7 +154,7 @@ impl Assembled {
 
     /// Where an export takes the text encoder from; files only if they are the run's.
     fn text_source(&self, encoders: &Path) -> anyhow::Result<TextSource> {
-        let Manifest { pretrained: Pretrained { encoders: named, .. }, text, .. } = &self.manifest;
+        let Manifest { additions: Additions { encoders: named, .. }, text, .. } = &self.manifest;
         match named.text {
             TextEncoder::Hashed => {
                 Ok(TextSource::Hashed(HashedText { tokens: text.tokens.into(), width: text.width.into() }))
@@ -170,7 +172,7 @@ impl Assembled {
 
     /// Where an export takes the image codec from, likewise.
     fn codec_source(&self, encoders: &Path) -> anyhow::Result<CodecSource> {
-        let Manifest { pretrained: Pretrained { encoders: named, .. }, image, .. } = &self.manifest;
+        let Manifest { additions: Additions { encoders: named, .. }, image, .. } = &self.manifest;
         match named.image {
             ImageCodec::Pixels => Ok(CodecSource::Pixels),
             ImageCodec::Vae { .. } => {

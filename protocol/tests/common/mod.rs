@@ -6,7 +6,7 @@ use paris_protocol::{
     hash::Hash,
     identity::Keypair,
     manifest::{
-        Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Pretrained, Shard, TextShape, Training,
+        Additions, Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training,
         Transformer,
     },
 };
@@ -47,7 +47,7 @@ pub(crate) fn manifest(clusters: u8, quorum: u16) -> Manifest {
             replicas: 2,
         },
         admission: Admission::Open,
-        pretrained: Pretrained::default(),
+        additions: Additions::default(),
     }
 }
 

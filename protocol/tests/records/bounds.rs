@@ -1,10 +1,11 @@
 //! A manifest with a value out of range is refused, and the error names the field.
 
 use paris_protocol::{
+    checkpoint::Blob,
     codec::Wire,
     hash::Hash,
     identity::NodeId,
-    manifest::{Admission, Encoders, ImageCodec, Manifest, ManifestError, Pretrained, Shard, TextEncoder, TextFiles},
+    manifest::{Additions, Admission, Encoders, ImageCodec, Manifest, ManifestError, Shard, TextEncoder, TextFiles},
 };
 
 use crate::common::manifest;
@@ -42,24 +43,43 @@ fn the_shape_of_data_is_bounded() {
 }
 
 #[test]
-fn the_version_says_whether_pretrained_networks_are_named() {
+fn the_version_says_whether_there_are_additions() {
     let files = TextFiles { weights: Hash::of(b"weights"), tokenizer: Hash::of(b"tokenizer") };
     let encoders = Encoders { text: TextEncoder::MiniLm(files), image: ImageCodec::Pixels };
-    let pretrained = Pretrained { encoders, base: None };
     assert_eq!(refused(|it| it.version = 2), "version");
-    assert_eq!(refused(|it| it.pretrained = pretrained), "version");
-    let named = Manifest { version: 2, pretrained, ..manifest(2, 1) };
-    let bytes = named.to_bytes().unwrap();
-    assert_eq!(Manifest::read(&bytes).unwrap(), named);
-    assert_ne!(named.id().unwrap(), manifest(2, 1).id().unwrap());
-    // Cut anywhere, or with more behind it, it is no manifest.
-    for end in 0..bytes.len() {
-        assert!(Manifest::read(&bytes[..end]).is_err(), "{end}");
-    }
-    assert!(Manifest::read(&[&bytes[..], &[0]].concat()).is_err());
     let built_in = manifest(2, 1).to_bytes().unwrap();
     assert!(Manifest::read(&[&built_in[..], &[0]].concat()).is_err());
-    assert!(matches!(Manifest::read(&[&[3], &bytes[1..]].concat()), Err(ManifestError::Version(3))));
+    let pretrained = Additions { encoders, ..Additions::default() };
+    for additions in [pretrained, noise(&[1]), noise(&[0, 1])] {
+        assert_eq!(refused(|it| it.additions = additions.clone()), "version");
+        let named = Manifest { version: 2, additions, ..manifest(2, 1) };
+        let bytes = named.to_bytes().unwrap();
+        assert_eq!(Manifest::read(&bytes).unwrap(), named);
+        assert_ne!(named.id().unwrap(), manifest(2, 1).id().unwrap());
+        // Cut anywhere, or with more behind it, it is no manifest.
+        for end in 0..bytes.len() {
+            assert!(Manifest::read(&bytes[..end]).is_err(), "{end}");
+        }
+        assert!(Manifest::read(&[&bytes[..], &[0]].concat()).is_err());
+        assert!(matches!(Manifest::read(&[&[3], &bytes[1..]].concat()), Err(ManifestError::Version(3))));
+    }
+}
+
+/// Experts of these clusters predict noise.
+fn noise(clusters: &[u16]) -> Additions {
+    Additions { epsilon_experts: clusters.to_vec(), ..Additions::default() }
+}
+
+#[test]
+fn experts_that_predict_noise_are_of_the_run_and_start_from_no_base() {
+    let refused = |additions: Additions| refused(|it| (it.version, it.additions) = (2, additions));
+    for strange in [&[2u16][..], &[0, 0], &[1, 0], &[0, 1, u16::MAX]] {
+        assert_eq!(refused(noise(strange)), "list of experts that predict noise", "{strange:?}");
+    }
+    let base = Some(Blob { hash: Hash::of(b"base"), bytes: 1000 });
+    assert_eq!(refused(Additions { base, ..noise(&[1]) }), "list of experts that predict noise");
+    let mixed = Manifest { version: 2, additions: noise(&[1]), ..manifest(2, 1) };
+    assert_eq!(mixed.parts().map(|part| mixed.predicts_noise(part)).collect::<Vec<_>>(), [false, true, false]);
 }
 
 #[test]

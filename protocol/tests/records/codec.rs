@@ -78,9 +78,11 @@ proptest! {
     }
 
     #[test]
-    fn manifests_survive(clusters in 1u8..20, quorum in 1u16..64, name in "\\PC{0,20}") {
+    fn manifests_survive(clusters in 1u8..20, quorum in 1u16..64, name in "\\PC{0,20}", noise in any::<u32>()) {
         let mut value = manifest(clusters, quorum);
         value.name = name;
+        value.additions.epsilon_experts = (0..u16::from(clusters)).filter(|cluster| noise >> cluster & 1 == 1).collect();
+        value.version = value.additions.version();
         round_trip(&value)?;
         prop_assert_eq!(Manifest::read(&value.to_bytes().unwrap()).unwrap(), value);
     }

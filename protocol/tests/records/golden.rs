@@ -7,7 +7,7 @@ use paris_protocol::{
     hash::Hash,
     identity::NodeId,
     invitation::{Invitation, InvitedRecords, InvitedRequest},
-    manifest::{Encoders, ImageCodec, Manifest, Pretrained, RunId, TextEncoder, TextFiles},
+    manifest::{Additions, Encoders, ImageCodec, Manifest, RunId, TextEncoder, TextFiles},
     message::{Gossip, Presence, Progress},
     mixture::Mixture,
     part::Part,
@@ -68,8 +68,16 @@ fn with_pretrained() -> Manifest {
     let text = TextEncoder::Clip(TextFiles { weights: Hash([10; 32]), tokenizer: Hash([11; 32]) });
     let encoders = Encoders { text, image: ImageCodec::Vae { weights: Hash([12; 32]) } };
     let base = Some(Blob { hash: Hash([13; 32]), bytes: 1000 });
-    let pretrained = Pretrained { encoders, base };
-    let manifest = Manifest { version: pretrained.version(), pretrained, ..manifest(1, 1) };
+    read_again(Additions { encoders, base, ..Additions::default() })
+}
+
+/// A run of three clusters, the experts of two of which predict noise.
+fn with_noise() -> Manifest {
+    read_again(Additions { epsilon_experts: vec![0, 2], ..Additions::default() })
+}
+
+fn read_again(additions: Additions) -> Manifest {
+    let manifest = Manifest { version: additions.version(), additions, ..manifest(3, 1) };
     manifest.check().unwrap();
     assert_eq!(Manifest::read(&manifest.to_bytes().unwrap()).unwrap(), manifest);
     manifest
@@ -103,6 +111,7 @@ fn the_wire_form_of_every_kind_is_what_it_was() {
         ("mixture", Mixture::of(run(), [&Verified::sign(&key(1), run(), checkpoint())]).hash().unwrap().to_string()),
         ("manifest", manifest(1, 1).id().unwrap().0.to_string()),
         ("manifest with pretrained networks", with_pretrained().id().unwrap().0.to_string()),
+        ("manifest with experts of noise", with_noise().id().unwrap().0.to_string()),
         ("claim id", claim().id(run(), NodeId([3; 32])).0.to_string()),
         ("checkpoint id", Verified::sign(&key(1), run(), checkpoint()).id().0.to_string()),
     ];
@@ -140,7 +149,8 @@ fn the_wire_form_of_every_kind_is_what_it_was() {
         ("records", "35b164ad718e33dcefa91f5bce30e3aef323c1b51151f73eebd27ee17b72aa87"),
         ("mixture", "3c001af307eb9d3b696870f706e3c1940cf0e23c4fb80b00d2c2424d7949857e"),
         ("manifest", "a19dd389cb0b747b4340cb167548217bddcc2a427ca821285263a70b1d0838ea"),
-        ("manifest with pretrained networks", "682d8f364d07076f774b39f7014d2e72c62ebb2dc5606bfb6b514b0b24332c5d"),
+        ("manifest with pretrained networks", "253f3a77bd0301459c5069e37644ba3717d64c6f115e16f422c34f12d7dc1b5e"),
+        ("manifest with experts of noise", "a65e01cda71a164b5ffff39792cea05ea722dab0a79ef5d2f2e04a2cad1e589b"),
         ("claim id", "9c3914a1d5434e3b0799b60525fba0c65b2b72ce15867c1538e839393cd93bf8"),
         ("checkpoint id", "9a9433ff759b924add864a287496b11a667a1fc051bfc8894ab5dd9bf39f20ae"),
     ];

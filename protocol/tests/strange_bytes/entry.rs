@@ -11,7 +11,7 @@ use paris_protocol::{
     identity::{Keypair, NodeId},
     invitation::{Invitation, InvitedRecords, InvitedRequest},
     manifest::{
-        Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Pretrained, Shard, TextShape, Training,
+        Additions, Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training,
         Transformer,
     },
     message::Gossip,
@@ -105,7 +105,7 @@ fn agent() -> Agent {
             replicas: 1,
         },
         admission: Admission::Open,
-        pretrained: Pretrained::default(),
+        additions: Additions::default(),
     };
     let settings = Settings { capacity: 1, mirror: Mirror::Replicas };
     let keypair = Keypair::from_secret(&[1; 32]);

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use paris_model::{
     config::{ExpertConfig, PartConfig, RouterConfig},
     evaluation::contest::ContestSettings,
+    objective::Objective,
     trainer::TrainSettings,
     whole_file::write_whole,
 };
@@ -182,7 +183,15 @@ impl Plan {
     /// How every part is trained.
     pub(super) fn train_settings(&self) -> TrainSettings {
         let Training { batch, learning_rate, warmup, ema, caption_drop } = self.training;
-        TrainSettings { batch, learning_rate, warmup_steps: warmup, clip: 1.0, ema_decay: ema, caption_drop }
+        TrainSettings {
+            batch,
+            learning_rate,
+            warmup_steps: warmup,
+            clip: 1.0,
+            ema_decay: ema,
+            caption_drop,
+            objective: Objective::Velocity,
+        }
     }
 
     /// What names this experiment's snapshots.

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use paris_protocol::{
     hash::Hash,
     manifest::{
-        Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Pretrained, Shard, TextShape, Training,
+        Additions, Admission, Cluster, Image, MANIFEST_VERSION, Manifest, Ownership, Shard, TextShape, Training,
         Transformer,
     },
 };
@@ -281,7 +281,7 @@ impl Scenario {
                 replicas,
             },
             admission: Admission::Open,
-            pretrained: Pretrained::default(),
+            additions: Additions::default(),
         }
     }
 }
