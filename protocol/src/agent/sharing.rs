@@ -52,6 +52,11 @@ impl Agent {
         self.last_tick = self.last_tick.max(now);
     }
 
+    /// Another heard of a new checkpoint for this node: the next tick looks whether it falls to it.
+    pub fn heard_of_a_checkpoint(&mut self) {
+        self.look_soon();
+    }
+
     /// When to tick next at the latest, if another watches for it whether an owner falls silent and pulls what gossip lost.
     pub fn deadline_of_its_own(&self) -> Time {
         self.wake

@@ -129,7 +129,11 @@ impl World {
         let concerned = self.concerned(cohort, message);
         self.tick_ear(cohort)?;
         for place in concerned {
-            self.input(place, |_, _| ())?;
+            self.input(place, |agent, _| {
+                if message.heard.checkpoint().is_some() {
+                    agent.heard_of_a_checkpoint();
+                }
+            })?;
         }
         Ok(())
     }
