@@ -138,9 +138,9 @@ mod tests {
         let distances = [0.0, 9.0, 0.0, 2.0, 0.0, 1.0, 0.0, 5.0];
         let found = assign(&distances, 2, None, Bounds { least: 2, most: 4 });
         assert_eq!((found.labels, found.distances), (vec![0, 1, 1, 0], vec![0.0, 2.0, 1.0, 0.0]));
-        // A row that weighs too much for its cluster to spare stays.
-        let heavy = assign(&distances, 2, Some(&[1, 3, 5, 1]), Bounds { least: 4, most: 8 });
-        assert_eq!(heavy.labels, [0, 1, 0, 0]);
+        // A row that weighs too much for its cluster to spare stays; lighter ones go, as far as they suffice.
+        let heavy = assign(&distances, 2, Some(&[1, 2, 11, 1]), Bounds { least: 5, most: 15 });
+        assert_eq!(heavy.labels, [1, 1, 0, 1]);
     }
 
     #[test]
