@@ -1,10 +1,12 @@
 //! Pictures on one sheet, as a PNG file.
 
-use std::io::BufWriter;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use image::{ImageFormat, Rgb, RgbImage};
+
+use crate::whole_file::write_whole;
 
 /// Longest side of a sheet, in pixels.
 const SIDE_MAX: usize = 1 << 15;
@@ -81,15 +83,13 @@ impl Grid {
         Ok(sheet)
     }
 
-    /// Draws pictures into a PNG file. The file is there whole or not at all: it is written beside and renamed.
+    /// Draws pictures into a PNG file. The file is there whole or not at all; its folder is made if it is not there.
     pub fn write_png(&self, path: &Path, pictures: &Tensor) -> Result<(), GridError> {
         let sheet = self.draw(pictures)?;
         let fail = |error: image::ImageError| GridError::Write { path: path.to_owned(), error };
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|error| fail(error.into()))?;
-        sheet.write_to(&mut BufWriter::new(file.as_file_mut()), ImageFormat::Png).map_err(fail)?;
-        file.persist(path).map_err(|error| fail(error.error.into()))?;
-        Ok(())
+        let mut png = Cursor::new(Vec::new());
+        sheet.write_to(&mut png, ImageFormat::Png).map_err(fail)?;
+        write_whole(path, &png.into_inner()).map_err(|error| fail(error.into()))
     }
 }
 
@@ -134,7 +134,7 @@ mod tests {
         assert!(Grid::fitting(1, 4).draw(&Tensor::full(0f32, (1, 1, 4, 4), &Device::Cpu).unwrap()).is_err());
         assert!(
             Grid::fitting(1, 4)
-                .write_png(Path::new("/no/such/folder/x.png"), &Tensor::full(0f32, (1, 3, 4, 4), &Device::Cpu).unwrap())
+                .write_png(Path::new("/proc/no/such/x.png"), &Tensor::full(0f32, (1, 3, 4, 4), &Device::Cpu).unwrap())
                 .is_err()
         );
     }

@@ -308,15 +308,23 @@ fn idx_pictures_are_captioned_by_their_class() {
 
 /// Writes a table of `schema` whose columns hold these bytes, two rows a group.
 fn table(path: &Path, schema: &str, columns: &[&[&[u8]]]) {
+    write_table(path, schema, columns, &vec![None; columns.len()]);
+}
+
+/// As [`table`], where each column's values are there by as many optional fields as `levels` says; none where they must be.
+fn write_table(path: &Path, schema: &str, columns: &[&[&[u8]]], levels: &[Option<i16>]) {
     use parquet::{data_type::ByteArrayType, file::writer::SerializedFileWriter, schema::parser::parse_message_type};
     let schema = std::sync::Arc::new(parse_message_type(schema).unwrap());
     let mut writer = SerializedFileWriter::new(fs::File::create(path).unwrap(), schema, Default::default()).unwrap();
     for rows in (0..columns[0].len()).collect::<Vec<_>>().chunks(2) {
         let mut group = writer.next_row_group().unwrap();
-        for column in columns {
+        for (column, level) in columns.iter().zip(levels) {
             let values: Vec<_> = rows.iter().map(|row| column[*row].to_vec().into()).collect();
             let mut writer = group.next_column().unwrap().unwrap();
-            writer.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+            writer
+                .typed::<ByteArrayType>()
+                .write_batch(&values, level.map(|level| vec![level; rows.len()]).as_deref(), None)
+                .unwrap();
             writer.close().unwrap();
         }
         group.close().unwrap();
@@ -367,4 +375,31 @@ fn a_table_that_was_cut_short_is_refused() {
         fs::write(&path, &whole[..length]).unwrap();
         assert!(matches!(read(&path), Err(SourceError::Malformed { .. })), "{length} bytes");
     }
+}
+
+#[test]
+fn a_table_with_any_bit_flipped_gives_no_more_entries_than_it_could_hold() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.parquet");
+    let (red, blue) = (plain([255, 0, 0]), plain([0, 0, 255]));
+    let schema = "message m { optional binary text (UTF8); optional group image { optional binary bytes; } }";
+    write_table(&path, schema, &[&[b"1", b"2", b"3"], &[&red, &blue, &red]], &[Some(1), Some(2)]);
+    assert_eq!(captions(&read(&path).unwrap().0), ["1", "2", "3"]);
+    let mut bytes = fs::read(&path).unwrap();
+    let mut damaged = 0;
+    for bit in 0..8 * bytes.len() {
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        fs::write(&path, &bytes).unwrap();
+        let mut entries = 0;
+        let visit = |entry: paris_model::data::Entry| {
+            entries += 1;
+            damaged += usize::from(entry.decode(8, 4).is_err_and(|(_, refusal)| refusal.reason == Reason::Damaged));
+            if entries > 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        // What can't be opened at all is refused, which is as well.
+        let _ = Source::open(&path).unwrap().read(0, visit);
+        assert!(entries <= 3, "bit {bit}");
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    assert!(damaged > 100, "{damaged}");
 }

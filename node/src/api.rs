@@ -33,7 +33,7 @@ use crate::{
     history::{PartHistory, thinned},
     runtime::{Assembly, KeepError, NodeError, NodeHandle},
     status::Status,
-    store::{DataDir, write_private},
+    store::DataDir,
 };
 
 /// The longest answer that is read, bytes.
@@ -76,7 +76,10 @@ pub async fn serve(dir: &DataDir, handle: NodeHandle) -> Result<(), ApiError> {
     let secret = libp2p::identity::ed25519::Keypair::generate();
     let token = paris_protocol::hash::Hash::of(secret.secret().as_ref()).to_string();
     let door = Door { address: listener.local_addr()?, token };
-    write_private(&dir.api_path(), serde_json::to_string(&door).unwrap_or_default().as_bytes())?;
+    paris_model::whole_file::write_private(
+        &dir.api_path(),
+        serde_json::to_string(&door).unwrap_or_default().as_bytes(),
+    )?;
     let expected = format!("Bearer {}", door.token);
     let routes = Router::new()
         .route("/status", get(status))

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{HubError, io_error};
+use crate::whole_file::sync_folder;
 
 /// Lets `fill` write a folder beside its place, makes it durable, and moves it there. Whatever fails or is interrupted, no half of it is ever at `folder`.
 ///
@@ -24,7 +25,8 @@ pub(super) fn write_whole(folder: &Path, fill: impl FnOnce(&Path) -> Result<(), 
         // An empty folder makes way; one that is not there needs not.
         let _ = fs::remove_dir(folder);
         fs::rename(&partial, folder).map_err(io_error(folder))?;
-        sync_folder(folder.parent().unwrap_or(Path::new(".")))
+        let above = folder.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        sync_folder(above).map_err(io_error(above))
     });
     if written.is_err() {
         // What is left is of no use; that it is there is the lesser problem.
@@ -76,11 +78,5 @@ fn sync(folder: &Path) -> Result<(), HubError> {
             false => File::open(&path).and_then(|file| file.sync_all()).map_err(io_error(path))?,
         }
     }
-    sync_folder(folder)
-}
-
-/// Only Unix can sync a folder.
-fn sync_folder(folder: &Path) -> Result<(), HubError> {
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    if cfg!(unix) { File::open(folder).and_then(|it| it.sync_all()).map_err(io_error(folder)) } else { Ok(()) }
+    sync_folder(folder).map_err(io_error(folder))
 }

@@ -13,7 +13,7 @@ use super::{
     SnapshotError,
     format::{self, ENVELOPE_BYTES_MAX, Header},
 };
-use crate::{config::PartConfig, state::State};
+use crate::{config::PartConfig, state::State, whole_file::sync_folder};
 
 /// Snapshots of a part that are kept: the latest, and the one before should the latest turn out to be damaged.
 pub const KEPT: usize = 2;
@@ -104,9 +104,7 @@ impl Snapshots {
         let bytes = file.metadata().map_err(&fail)?.len();
         let number = self.list().last().map_or(1, |(number, _)| number + 1);
         fs::rename(&temporary, self.path(number)).map_err(&fail)?;
-        if cfg!(unix) {
-            File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(io_error(&self.folder))?;
-        }
+        sync_folder(&self.folder).map_err(io_error(&self.folder))?;
         self.prune();
         Ok(bytes)
     }
@@ -166,11 +164,8 @@ impl Snapshots {
 
     fn open_lock(&self) -> Result<File, SnapshotError> {
         fs::create_dir_all(&self.folder).map_err(io_error(&self.folder))?;
-        if cfg!(unix) {
-            // So that the folders' own names outlast a power cut, too.
-            let above = self.folder.ancestors().skip(1).take(2);
-            above.filter_map(|folder| File::open(folder).ok()).for_each(|folder| drop(folder.sync_all()));
-        }
+        // So that the folders' own names outlast a power cut, too.
+        self.folder.ancestors().skip(1).take(2).for_each(|above| drop(sync_folder(above)));
         let path = self.lock_path();
         OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(io_error(&path))
     }

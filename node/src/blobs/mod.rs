@@ -347,7 +347,7 @@ fn settle(partial: &Path, target: &Path, parent: &Path, hash: Hash32) -> io::Res
     }
     file.sync_all()?;
     std::fs::rename(partial, target)?;
-    std::fs::File::open(parent)?.sync_all()?;
+    paris_model::whole_file::sync_folder(parent)?;
     Ok(true)
 }
 

@@ -3,8 +3,10 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
+
+use paris_model::whole_file::write_whole;
 
 use super::{Line, by_twos};
 
@@ -106,13 +108,8 @@ impl HistoryFile {
         let surplus = (lines.len() + newer.len()).saturating_sub(self.most - self.most / 8);
         lines.drain(..surplus.min(lines.len()));
         lines.extend(newer);
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        for line in &lines {
-            file.write_all(&text(line)?)?;
-        }
-        file.as_file().sync_all()?;
-        file.persist(&self.path)?;
+        let texts = lines.iter().map(text).collect::<io::Result<Vec<_>>>()?;
+        write_whole(&self.path, &texts.concat())?;
         self.file = OpenOptions::new().append(true).open(&self.path)?;
         self.lines = lines.len();
         Ok(())

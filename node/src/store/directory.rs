@@ -2,10 +2,11 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
 };
 
+use paris_model::whole_file::write_private;
 use paris_protocol::identity::Keypair;
 
 /// A data directory that cannot be used.
@@ -182,20 +183,6 @@ impl DataDir {
     pub fn weights_path(&self) -> PathBuf {
         self.root.join("weights")
     }
-}
-
-/// Writes a small file that only its owner may read, whole or not at all, durably.
-pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // A temporary file is created with mode 0600.
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    if cfg!(unix) {
-        File::open(folder)?.sync_all()?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

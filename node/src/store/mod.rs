@@ -19,6 +19,6 @@ mod room;
 
 pub use self::{
     database::{Database, DatabaseError, HeldOutLoss},
-    directory::{DataDir, DirLock, DirectoryError, write_private},
+    directory::{DataDir, DirLock, DirectoryError},
     room::free_bytes,
 };

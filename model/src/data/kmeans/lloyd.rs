@@ -1,10 +1,10 @@
-//! One k-means after Lloyd, from centres that k-means++ draws.
+//! One k-means after Lloyd, and the rows that it starts from.
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::RngCore;
 use rayon::prelude::*;
 
-use super::balance::{Assigned, assign};
+use super::balance::{Assigned, Bounds, assign};
 use super::distance::{nearest_centres, squared_distance, squared_distances};
 
 /// Which centre a row is given to.
@@ -12,8 +12,8 @@ use super::distance::{nearest_centres, squared_distance, squared_distances};
 pub(super) enum Rule {
     /// The nearest.
     Nearest,
-    /// The nearest, while no cluster weighs more than this.
-    Capped(u64),
+    /// The nearest, while the weight of every cluster keeps within these bounds.
+    Balanced(Bounds),
 }
 
 /// Rows of `width` values that count as often as their weight says.
@@ -32,8 +32,9 @@ pub(super) struct Found {
 }
 
 impl Points<'_> {
-    pub(super) fn cluster(&self, clusters: usize, rule: Rule, rounds_max: usize, random: &mut ChaCha8Rng) -> Found {
-        let mut centres = self.plus_plus(clusters, random);
+    /// Improves `centres` until no row moves, or for so many rounds.
+    pub(super) fn cluster(&self, mut centres: Vec<f32>, rule: Rule, rounds_max: usize) -> Found {
+        let clusters = centres.len() / self.width;
         let mut assigned = self.assign(&centres, rule);
         for _ in 0..rounds_max {
             centres = self.means(&assigned, clusters);
@@ -59,15 +60,25 @@ impl Points<'_> {
                 let (labels, distances) = nearest_centres(self.values, centres, self.width);
                 Assigned { labels, distances }
             }
-            Rule::Capped(cap) => {
+            Rule::Balanced(bounds) => {
                 let distances = squared_distances(self.values, centres, self.width);
-                assign(&distances, centres.len() / self.width, Some(self.weights), cap)
+                assign(&distances, centres.len() / self.width, Some(self.weights), bounds)
             }
         }
     }
 
+    /// Rows to start from, one drawn from each of as many stretches. Where there are many centres this does as well as k-means++, and costs nothing.
+    pub(super) fn drawn(&self, clusters: usize, random: &mut ChaCha8Rng) -> Vec<f32> {
+        let begin = |cluster: usize| cluster * self.weights.len() / clusters;
+        let rows = (0..clusters).flat_map(|cluster| {
+            let length = begin(cluster + 1) - begin(cluster);
+            self.row(begin(cluster) + (unit(random) * length as f64) as usize)
+        });
+        rows.copied().collect()
+    }
+
     /// k-means++: each next centre is a row, drawn with probability in proportion to its weight and its squared distance from those chosen.
-    fn plus_plus(&self, clusters: usize, random: &mut ChaCha8Rng) -> Vec<f32> {
+    pub(super) fn plus_plus(&self, clusters: usize, random: &mut ChaCha8Rng) -> Vec<f32> {
         let rows = self.weights.len();
         let mut centres = self.row((unit(random) * rows as f64) as usize).to_vec();
         let mut nearest = vec![f32::INFINITY; rows];

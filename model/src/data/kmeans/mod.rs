@@ -2,16 +2,17 @@
 //!
 //! As Paris does it (after DDM, arXiv 2501.05450): many fine centres first, on a bounded sample, then few coarse ones over those, each fine centre
 //! weighing as much as it has rows. So the coarse stage costs the same for a thousand pictures as for a million, and rare kinds of picture, which have
-//! fine centres of their own, aren't drowned. Rows are L2-normalised, and no cluster may exceed a cap, because an expert with twice the pictures trains
-//! on each half as often. The fine stage has no cap: its sizes are what the weights carry. Everything follows from the seed, whatever the number of threads.
+//! fine centres of their own, aren't drowned. Rows are L2-normalised. No cluster may exceed a cap, because an expert with twice the pictures trains
+//! on each half as often; nor fall below a floor, because one with few learns them by heart, and has next to none held out. The fine stage has
+//! neither: its sizes are what the weights carry. Everything follows from the seed, whatever the number of threads.
 //!
-//! `lloyd` is one k-means; `balance` gives rows to centres under the cap; `distance` is what both measure with.
+//! `lloyd` is one k-means; `balance` gives rows to centres within those bounds; `distance` is what both measure with.
 
 mod balance;
 mod distance;
 mod lloyd;
 
-pub use balance::{Assigned, assign};
+pub use balance::{Assigned, Bounds, assign};
 pub use distance::{normalise, squared_distances};
 
 use rand_chacha::ChaCha8Rng;
@@ -27,8 +28,8 @@ const ROWS_A_FINE_CENTRE: usize = 32;
 const FINE_A_COARSE: usize = 4;
 /// Most memory that the sample takes, in bytes.
 const SAMPLE_BYTES_MAX: usize = 128 << 20;
-/// Most rounds of the fine stage: it costs the most, and later ones move few rows.
-const FINE_ROUNDS_MAX: usize = 5;
+/// Most rounds of the fine stage: it costs the most, and later ones don't make the coarse stage any better.
+const FINE_ROUNDS_MAX: usize = 2;
 /// Most rounds of one start of the coarse stage.
 const COARSE_ROUNDS_MAX: usize = 100;
 /// How many starts of the coarse stage are tried; the one with the least inertia wins.
@@ -64,14 +65,16 @@ pub struct KMeans {
     pub clusters: usize,
     /// Largest cluster, as a multiple of the mean size; 1 makes all equal, infinity is plain k-means.
     pub size_cap: f64,
+    /// Smallest cluster, as a multiple of the mean size; 1 makes all equal, 0 is plain k-means.
+    pub size_floor: f64,
     /// What every random choice follows from.
     pub seed: u64,
 }
 
 impl KMeans {
-    /// The usual settings: a cap of 1.3 times the mean.
+    /// The usual settings: a cap of 1.3 times the mean, a floor of half the mean.
     pub fn new(clusters: usize, seed: u64) -> Self {
-        Self { clusters, size_cap: 1.3, seed }
+        Self { clusters, size_cap: 1.3, size_floor: 0.5, seed }
     }
 
     /// How many rows of `width` values the centres are found on, at most: more wouldn't move them.
@@ -92,7 +95,7 @@ impl KMeans {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         let wanted = (rows / ROWS_A_FINE_CENTRE).min(FINE_CENTRES_MAX).max(FINE_A_COARSE * self.clusters).min(rows);
         let all = Points { values: &sample, width, weights: &vec![1; rows] };
-        let fine = all.cluster(wanted, Rule::Nearest, FINE_ROUNDS_MAX, &mut random);
+        let fine = all.cluster(all.drawn(wanted, &mut random), Rule::Nearest, FINE_ROUNDS_MAX);
         drop(sample);
 
         let mut sizes = vec![0u32; wanted];
@@ -102,10 +105,11 @@ impl KMeans {
         let (centres, weights): (Vec<&[f32]>, Vec<u32>) = kept.unzip();
         let centres = centres.concat();
         let fine = Points { values: &centres, width, weights: &weights };
-        let rule = Rule::Capped(self.cap(rows));
-        let mut best = fine.cluster(self.clusters, rule, COARSE_ROUNDS_MAX, &mut random);
+        let rule = Rule::Balanced(self.bounds(rows));
+        let mut found = || fine.cluster(fine.plus_plus(self.clusters, &mut random), rule, COARSE_ROUNDS_MAX);
+        let mut best = found();
         for _ in 1..COARSE_STARTS {
-            let other = fine.cluster(self.clusters, rule, COARSE_ROUNDS_MAX, &mut random);
+            let other = found();
             if other.inertia < best.inertia {
                 best = other;
             }
@@ -113,10 +117,11 @@ impl KMeans {
         Ok(best.centres)
     }
 
-    /// The largest size that a cluster of `rows` rows in all may have.
-    pub fn cap(&self, rows: usize) -> u64 {
+    /// How large a cluster of `rows` rows in all may be.
+    pub fn bounds(&self, rows: usize) -> Bounds {
         let mean = rows as f64 / self.clusters as f64;
-        ((mean * self.size_cap.max(1.0)).ceil() as u64).min(rows as u64)
+        let most = (mean * self.size_cap.max(1.0)).ceil() as u64;
+        Bounds { least: (mean * self.size_floor.clamp(0.0, 1.0)) as u64, most: most.min(rows as u64) }
     }
 }
 
@@ -143,7 +148,7 @@ mod tests {
         let centres = how.centres(rows.to_vec(), width).unwrap();
         let mut rows = rows.to_vec();
         rows.chunks_exact_mut(width).for_each(normalise);
-        assign(&squared_distances(&rows, &centres, width), how.clusters, None, how.cap(rows.len() / width))
+        assign(&squared_distances(&rows, &centres, width), how.clusters, None, how.bounds(rows.len() / width))
     }
 
     fn sizes(labels: &[u32], clusters: usize) -> Vec<usize> {
@@ -181,10 +186,14 @@ mod tests {
     }
 
     #[test]
-    fn no_cluster_exceeds_the_cap() {
+    fn clusters_keep_between_floor_and_cap() {
         for seed in 0..5 {
             let found = cluster(KMeans::new(3, seed), &fans([80, 5, 5]), 2);
-            assert!(sizes(&found.labels, 3).iter().all(|size| *size <= 39), "{:?}", sizes(&found.labels, 3));
+            assert!(
+                sizes(&found.labels, 3).iter().all(|size| (15..=39).contains(size)),
+                "{:?}",
+                sizes(&found.labels, 3)
+            );
         }
         let equal = cluster(KMeans { size_cap: 1.0, ..KMeans::new(3, 0) }, &fans([80, 5, 5]), 2);
         assert_eq!(sizes(&equal.labels, 3), [30, 30, 30]);

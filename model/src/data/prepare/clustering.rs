@@ -62,7 +62,7 @@ pub(super) fn cluster(
     settings: &PrepareSettings,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Assigned, PrepareError> {
-    let mut key = blake3::Hasher::new_derive_key("paris-node clusters of pictures 1");
+    let mut key = blake3::Hasher::new_derive_key("paris-node clusters of pictures 2");
     key.update(spool.key().as_bytes());
     key.update(&(settings.clusters as u64).to_le_bytes()).update(&settings.seed.to_le_bytes());
     let key = key.finalize();
@@ -93,7 +93,7 @@ pub(super) fn cluster(
         }
         progress(Progress::Clustering { pictures: measured, of });
     })?;
-    let found = assign(&distances, settings.clusters, None, how.cap(of));
+    let found = assign(&distances, settings.clusters, None, how.bounds(of));
     save(spool, &key, &found)?;
     Ok(found)
 }

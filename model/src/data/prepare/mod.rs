@@ -4,15 +4,17 @@
 //! `writing` makes the shards; `report` shows what came out (with its `words` and its contact `sheet`). The spool lies in the folder `spool` of the
 //! output until all is done. Whoever is killed goes on from it: every stage says there how far it came, and for which input.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::kmeans::KMeansError;
 use super::prepared::{FILE_NAME, PrepareSettings, Prepared, VERSION};
 use super::shard::ShardError;
 use super::source::{Source, SourceError};
-use crate::{features::ImageFeatures, image_codec::ImageCodec};
+use crate::{
+    features::ImageFeatures,
+    image_codec::ImageCodec,
+    whole_file::{remove_unfinished, write_whole},
+};
 
 mod clustering;
 mod reading;
@@ -24,9 +26,6 @@ mod writing;
 
 pub use report::{ClusterReport, NearestPicture, REPORT_NAME, Report, SHEET_NAME};
 pub use words::Word;
-
-/// What the names of files begin with that are being written.
-const UNFINISHED: &str = ".unfinished-";
 
 /// Why pictures can't be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +66,9 @@ pub enum PrepareError {
         /// What went wrong.
         error: std::io::Error,
     },
+    /// A file can't be written; the error names it.
+    #[error(transparent)]
+    Write(std::io::Error),
     /// The contact sheet can't be drawn.
     #[error("can't draw the contact sheet: {0}")]
     Sheet(#[from] image::ImageError),
@@ -127,7 +129,7 @@ pub enum Progress {
 /// contact sheet, and [`FILE_NAME`] last. Equal input and settings give equal hashes, whatever the number of threads and however often it was killed and
 /// started again; run again, it leaves the same files. Pictures that are equal pixel for pixel stay in one cluster and on one side of the held-out split.
 ///
-/// Decoding and features run on rayon's threads. Memory holds some dozens of pictures a thread, one shard, the sample that clusters are found on
+/// Decoding and features run on rayon's threads. Memory holds some hundreds of pictures a thread, two shards, the sample that clusters are found on
 /// (at most 128 MiB), and about 50 + 4 x clusters bytes a picture; everything else waits on disk, in `folder`, and takes there what the pictures and their
 /// features take.
 pub fn prepare(
@@ -178,33 +180,9 @@ pub fn prepare(
     Ok(prepared)
 }
 
-/// Writes beside, syncs, renames, and syncs the folder, so that after a crash the file is whole or absent.
+/// Writes a file that is there whole or not at all.
 fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), PrepareError> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        sync_folder(folder)
-    };
-    write().map_err(at(path))
-}
-
-/// Makes the names in a folder durable. Only Unix can.
-fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
-}
-
-/// Removes what [`write_durably`] left where its process was killed.
-fn remove_unfinished(folder: &Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            std::fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
+    write_whole(path, bytes).map_err(PrepareError::Write)
 }
 
 pub(super) fn at(path: &Path) -> impl FnOnce(std::io::Error) -> PrepareError {

@@ -151,10 +151,11 @@ fn describe_chunk(
     if count == 0 {
         return Ok(Described { entries, features: Vec::new() });
     }
-    let mut values = Vec::with_capacity(count * 3 * side * side);
-    for (sample, _) in usable() {
-        for channel in 0..3 {
-            values.extend(sample.picture.pixels().map(|pixel| f32::from(pixel.0[channel]) / 127.5 - 1.0));
+    let mut values = vec![0.0; count * 3 * side * side];
+    for ((sample, _), planes) in usable().zip(values.chunks_exact_mut(3 * side * side)) {
+        for (channel, plane) in planes.chunks_exact_mut(side * side).enumerate() {
+            let pixels = sample.picture.as_raw().as_chunks::<3>().0;
+            plane.iter_mut().zip(pixels).for_each(|(value, pixel)| *value = f32::from(pixel[channel]) / 127.5 - 1.0);
         }
     }
     let features = describe(Tensor::from_vec(values, (count, 3, side, side), &Device::Cpu)?, features)?;

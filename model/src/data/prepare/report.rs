@@ -81,13 +81,14 @@ pub(super) fn write(
     folder: &Path,
 ) -> Result<(), PrepareError> {
     let nearest = nearest(clusters, prepared.clusters.len());
+    let shown = spool.samples()?;
     let words = words(spool, pictures, clusters, prepared.clusters.len())?;
     let mut reports = Vec::with_capacity(words.len());
     for ((shards, words), nearest) in prepared.clusters.iter().zip(words).zip(&nearest) {
         let samples = |shards: &[ShardInfo]| shards.iter().map(|shard| shard.samples).sum();
         let (train, held_out): (usize, usize) = (samples(&shards.train), samples(&shards.held_out));
         let near = |picture: &usize| {
-            let (name, caption) = spool.text(first(pictures, *picture))?;
+            let (name, caption) = shown.text(first(pictures, *picture))?;
             Ok(NearestPicture { name, caption, distance: clusters.distances[*picture] })
         };
         let nearest = nearest.iter().map(near).collect::<Result<_, PrepareError>>()?;
@@ -100,7 +101,7 @@ pub(super) fn write(
     let report = Report { samples, pictures: pictures.len(), balance, clusters: reports, skipped };
     let side = prepared.settings.size;
     let sheet = sheet::draw(&report, side, |cluster, place, pixels| {
-        spool.pixels(first(pictures, nearest[cluster][place]), pixels)
+        shown.pixels(first(pictures, nearest[cluster][place]), pixels)
     })?;
     write_durably(&folder.join(SHEET_NAME), &sheet)?;
     let json = serde_json::to_vec_pretty(&report).map_err(|error| at(folder)(error.into()))?;

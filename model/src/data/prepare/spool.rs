@@ -6,18 +6,26 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{PrepareError, at, sync_folder, write_durably};
+use super::{PrepareError, at, write_durably};
 use crate::data::source::{Sample, Skipped, cut};
 use crate::features::ImageFeatures;
+use crate::whole_file::sync_folder;
 
 /// The folder of the spool, in the folder of the output.
 const FOLDER: &str = "spool";
 const STATE: &str = "state.json";
-/// Samples between two checkpoints: at most this much work is done again.
+const PIXELS: &str = "pixels";
+const FEATURES: &str = "features";
+const ROWS: &str = "rows";
+const TEXTS: &str = "texts";
+/// Samples between two checkpoints, at least.
 const SAMPLES_A_CHECKPOINT: u64 = 2048;
+/// How many times as long as a checkpoint took nothing is checkpointed after it: a slow disk shall not hold up the reading.
+const WORK_TO_CHECKPOINT: u32 = 20;
 /// Longest name of a picture that is kept, in bytes.
 const NAME_BYTES_MAX: usize = 256;
 /// Bytes of a sample's row: the hash of its pixels, and where its name and its caption end among the texts.
@@ -45,6 +53,8 @@ pub(super) struct Spool {
     folder: PathBuf,
     state: State,
     checkpointed: u64,
+    /// When the last checkpoint was made, and how long it took.
+    last: (Instant, Duration),
     pixels: BufWriter<File>,
     features: BufWriter<File>,
     rows: BufWriter<File>,
@@ -93,10 +103,10 @@ impl Spool {
         };
         let samples = state.samples;
         let files = (
-            open("pixels", samples * pixel_bytes as u64)?,
-            open("features", samples * width as u64 * 4)?,
-            open("rows", samples * ROW_BYTES as u64)?,
-            open("texts", state.texts)?,
+            open(PIXELS, samples * pixel_bytes as u64)?,
+            open(FEATURES, samples * width as u64 * 4)?,
+            open(ROWS, samples * ROW_BYTES as u64)?,
+            open(TEXTS, state.texts)?,
         );
         let (Some(pixels), Some(features_file), Some(rows), Some(texts)) = files else {
             // Somebody took from the files what the state says is there.
@@ -110,6 +120,7 @@ impl Spool {
             folder: spool,
             state,
             checkpointed,
+            last: (Instant::now(), Duration::ZERO),
             pixels,
             features: features_file,
             rows,
@@ -165,7 +176,9 @@ impl Spool {
 
     /// Makes what was added durable, if it is enough to be worth it. Only between chunks: a later run goes on with a whole one.
     pub(super) fn checkpoint_if_due(&mut self) -> Result<(), PrepareError> {
-        if self.state.samples - self.checkpointed >= SAMPLES_A_CHECKPOINT { self.checkpoint() } else { Ok(()) }
+        let enough = self.state.samples - self.checkpointed >= SAMPLES_A_CHECKPOINT;
+        let (at, took) = self.last;
+        if enough && at.elapsed() >= took * WORK_TO_CHECKPOINT { self.checkpoint() } else { Ok(()) }
     }
 
     /// Makes what was added durable, and the source's end known.
@@ -175,12 +188,14 @@ impl Spool {
     }
 
     fn checkpoint(&mut self) -> Result<(), PrepareError> {
+        let began = Instant::now();
         for file in [&mut self.pixels, &mut self.features, &mut self.rows, &mut self.texts] {
             file.flush().and_then(|()| file.get_ref().sync_data()).map_err(at(&self.folder))?;
         }
         let json = serde_json::to_vec(&self.state).map_err(|error| at(&self.folder)(error.into()))?;
         write_durably(&self.folder.join(STATE), &json)?;
         self.checkpointed = self.state.samples;
+        self.last = (Instant::now(), began.elapsed());
         Ok(())
     }
 
@@ -229,31 +244,14 @@ impl Spool {
         Ok(())
     }
 
-    /// Reads the pixels of a sample, `pixel_bytes` of them.
-    pub(super) fn pixels(&self, sample: u32, into: &mut [u8]) -> Result<(), PrepareError> {
-        let mut file = self.pixels.get_ref();
-        let at_byte = u64::from(sample) * self.pixel_bytes as u64;
-        file.seek(SeekFrom::Start(at_byte)).and_then(|_| file.read_exact(into)).map_err(at(&self.folder))
-    }
-
-    /// Name and caption of a sample.
-    pub(super) fn text(&self, sample: u32) -> Result<(String, String), PrepareError> {
-        let (mut rows, mut texts) = (self.rows.get_ref(), self.texts.get_ref());
-        let mut read = || -> std::io::Result<(String, String)> {
-            // The row before says where the texts begin.
-            let mut two = [0; 2 * ROW_BYTES];
-            let before = usize::from(sample > 0);
-            rows.seek(SeekFrom::Start((u64::from(sample) - before as u64) * ROW_BYTES as u64))?;
-            rows.read_exact(&mut two[(1 - before) * ROW_BYTES..])?;
-            let (first, second) = two.split_at(ROW_BYTES);
-            let (begin, (name_end, end)) = (ends(first).1, ends(second));
-            let mut text = vec![0; (end - begin) as usize];
-            texts.seek(SeekFrom::Start(begin))?;
-            texts.read_exact(&mut text)?;
-            let (name, caption) = text.split_at((name_end - begin) as usize);
-            Ok((String::from_utf8_lossy(name).into_owned(), String::from_utf8_lossy(caption).into_owned()))
+    /// Another way into what was read, for whoever takes samples out of their order; only after reading has finished.
+    pub(super) fn samples(&self) -> Result<Samples, PrepareError> {
+        let open = |name: &str| {
+            let path = self.folder.join(name);
+            File::open(&path).map_err(at(&path))
         };
-        read().map_err(at(&self.folder))
+        let (pixels, rows, texts) = (open(PIXELS)?, open(ROWS)?, open(TEXTS)?);
+        Ok(Samples { folder: self.folder.clone(), pixels, rows, texts, pixel_bytes: self.pixel_bytes })
     }
 
     /// Deletes the spool: all is done.
@@ -269,6 +267,44 @@ impl Spool {
         let mut file = file.get_ref();
         file.seek(SeekFrom::Start(0)).map_err(at(&self.folder))?;
         Ok(BufReader::with_capacity(1 << 18, file))
+    }
+}
+
+/// Single samples, by number. Each has files, and so a place in them, of its own.
+pub(super) struct Samples {
+    folder: PathBuf,
+    pixels: File,
+    rows: File,
+    texts: File,
+    pixel_bytes: usize,
+}
+
+impl Samples {
+    /// Reads the pixels of a sample, `pixel_bytes` of them.
+    pub(super) fn pixels(&self, sample: u32, into: &mut [u8]) -> Result<(), PrepareError> {
+        let mut file = &self.pixels;
+        let at_byte = u64::from(sample) * self.pixel_bytes as u64;
+        file.seek(SeekFrom::Start(at_byte)).and_then(|_| file.read_exact(into)).map_err(at(&self.folder))
+    }
+
+    /// Name and caption of a sample.
+    pub(super) fn text(&self, sample: u32) -> Result<(String, String), PrepareError> {
+        let (mut rows, mut texts) = (&self.rows, &self.texts);
+        let mut read = || -> std::io::Result<(String, String)> {
+            // The row before says where the texts begin.
+            let mut two = [0; 2 * ROW_BYTES];
+            let before = usize::from(sample > 0);
+            rows.seek(SeekFrom::Start((u64::from(sample) - before as u64) * ROW_BYTES as u64))?;
+            rows.read_exact(&mut two[(1 - before) * ROW_BYTES..])?;
+            let (first, second) = two.split_at(ROW_BYTES);
+            let (begin, (name_end, end)) = (ends(first).1, ends(second));
+            let mut text = vec![0; (end - begin) as usize];
+            texts.seek(SeekFrom::Start(begin))?;
+            texts.read_exact(&mut text)?;
+            let (name, caption) = text.split_at((name_end - begin) as usize);
+            Ok((String::from_utf8_lossy(name).into_owned(), String::from_utf8_lossy(caption).into_owned()))
+        };
+        read().map_err(at(&self.folder))
     }
 }
 

@@ -1,8 +1,12 @@
-//! The third stage: pictures leave the spool as shards by cluster.
+//! The third stage: pictures leave the spool as shards by cluster. While one shard is brought to the disk, the next is made.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use rayon::prelude::*;
 
 use super::clustering::Pictures;
 use super::spool::Spool;
@@ -15,6 +19,8 @@ use crate::pretrained::Identity;
 
 /// The file of the spool that says which shards were written, a line each, after one that says of what.
 const FILE_NAME: &str = "shards.jsonl";
+/// Samples that a thread takes out of the spool at once.
+const SAMPLES_A_TASK: usize = 64;
 
 /// Splits each cluster and writes its shards into `folder`; those that an earlier run wrote are taken as they are, if they are whole.
 pub(super) fn write(
@@ -31,18 +37,40 @@ pub(super) fn write(
     if let Some((cluster, few)) = members.iter().enumerate().find(|(_, members)| members.len() < 2) {
         return Err(PrepareError::SmallCluster { cluster, pictures: few.len() });
     }
-    let log = Log::open(spool, settings, &codec.identity())?;
-    let mut writer = ShardWriter { spool, folder, settings, codec, log, samples: 0, progress };
-    let mut written = Vec::with_capacity(settings.clusters);
-    for members in members {
-        let sizes: Vec<usize> = members.iter().map(|picture| pictures.samples(*picture).len()).collect();
-        let (held_out, train) = members.split_at(held_out_pictures(&sizes, settings.held_out));
-        let mut side = |members: &[usize]| {
-            writer.write(&members.iter().flat_map(|picture| pictures.samples(*picture)).collect::<Vec<_>>())
+    let (log, earlier) = Log::open(spool, settings, &codec.identity())?;
+    thread::scope(|scope| {
+        let (to_disk, shards) = sync_channel(0);
+        let disk = scope.spawn(move || keep(shards, folder, log));
+        let mut writer = ShardWriter { spool, folder, settings, codec, earlier, to_disk, samples: 0, progress };
+        let mut written = Vec::with_capacity(settings.clusters);
+        let write_all = || {
+            for members in members {
+                let sizes: Vec<usize> = members.iter().map(|picture| pictures.samples(*picture).len()).collect();
+                let (held_out, train) = members.split_at(held_out_pictures(&sizes, settings.held_out));
+                let mut side = |members: &[usize]| {
+                    writer.write(&members.iter().flat_map(|picture| pictures.samples(*picture)).collect::<Vec<_>>())
+                };
+                written.push(ClusterShards { train: side(train)?, held_out: side(held_out)? });
+            }
+            Ok(())
         };
-        written.push(ClusterShards { train: side(train)?, held_out: side(held_out)? });
+        let made: Result<(), PrepareError> = write_all();
+        drop(writer);
+        // If the disk refused, what it said comes first.
+        disk.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        made.map(|()| written)
+    })
+}
+
+/// Writes shards that were not there before, and says so in the log, until no more come.
+fn keep(shards: Receiver<(ShardInfo, Vec<u8>)>, folder: &Path, mut log: Log) -> Result<(), PrepareError> {
+    for (info, bytes) in shards {
+        if info.load(folder).is_err() {
+            write_durably(&info.path(folder), &bytes)?;
+        }
+        log.add(&info)?;
     }
-    Ok(written)
+    Ok(())
 }
 
 /// How many of a cluster's pictures (that have `sizes` samples), in their order, are held out: up to the fraction of its samples, and at least one on
@@ -65,7 +93,9 @@ struct ShardWriter<'a> {
     folder: &'a Path,
     settings: &'a PrepareSettings,
     codec: &'a dyn ImageCodec,
-    log: Log,
+    /// What an earlier run wrote, in its order.
+    earlier: std::vec::IntoIter<ShardInfo>,
+    to_disk: SyncSender<(ShardInfo, Vec<u8>)>,
     samples: usize,
     progress: &'a mut dyn FnMut(Progress),
 }
@@ -75,7 +105,7 @@ impl ShardWriter<'_> {
         let mut written = Vec::new();
         for samples in samples.chunks(self.settings.samples_per_shard) {
             let known =
-                self.log.next().filter(|known| known.samples == samples.len() && known.load(self.folder).is_ok());
+                self.earlier.next().filter(|known| known.samples == samples.len() && known.load(self.folder).is_ok());
             let info = match known {
                 Some(known) => known,
                 None => self.write_one(samples)?,
@@ -91,10 +121,8 @@ impl ShardWriter<'_> {
         let bytes = self.encode(samples)?.write()?;
         let hash = shard_hash(&bytes).to_hex().to_string();
         let info = ShardInfo { hash, bytes: bytes.len() as u64, samples: samples.len() };
-        if info.load(self.folder).is_err() {
-            write_durably(&info.path(self.folder), &bytes)?;
-        }
-        self.log.add(&info)?;
+        let stopped = |_| PrepareError::Write(std::io::Error::other("no more shards can be written"));
+        self.to_disk.send((info.clone(), bytes)).map_err(stopped)?;
         Ok(info)
     }
 
@@ -102,25 +130,33 @@ impl ShardWriter<'_> {
     fn encode(&self, samples: &[u32]) -> Result<Shard, PrepareError> {
         let bytes = self.spool.pixel_bytes;
         let mut pixels = vec![0; samples.len() * bytes];
-        let mut captions = Vec::with_capacity(samples.len());
-        for (picture, sample) in pixels.chunks_exact_mut(bytes).zip(samples) {
-            self.spool.pixels(*sample, picture)?;
-            captions.push(self.spool.text(*sample)?.1);
-        }
+        let tasks = pixels.par_chunks_mut(SAMPLES_A_TASK * bytes).zip(samples.par_chunks(SAMPLES_A_TASK));
+        let captions = tasks.map(|(pixels, numbers)| {
+            let samples = self.spool.samples()?;
+            let taken = pixels.chunks_exact_mut(bytes).zip(numbers).map(|(picture, number)| {
+                samples.pixels(*number, picture)?;
+                Ok(samples.text(*number)?.1)
+            });
+            taken.collect::<Result<Vec<_>, PrepareError>>()
+        });
+        let captions = captions.collect::<Result<Vec<_>, _>>()?.concat();
         let side = self.settings.size as usize;
         Shard::new(side, side, pixels, captions)?.encode(self.codec).map_err(PrepareError::Codec)
     }
 }
 
-/// Which shards an earlier run wrote, in their order, and this one after them.
+/// Which shards were written, in their order.
 struct Log {
     file: File,
     path: std::path::PathBuf,
-    earlier: std::vec::IntoIter<ShardInfo>,
 }
 
 impl Log {
-    fn open(spool: &Spool, settings: &PrepareSettings, codec: &Identity) -> Result<Self, PrepareError> {
+    fn open(
+        spool: &Spool,
+        settings: &PrepareSettings,
+        codec: &Identity,
+    ) -> Result<(Self, std::vec::IntoIter<ShardInfo>), PrepareError> {
         let path = spool.path(FILE_NAME);
         let json = |error: serde_json::Error| at(&path)(error.into());
         let head = serde_json::to_string(&(spool.key(), settings, codec)).map_err(json)?;
@@ -136,16 +172,13 @@ impl Log {
         }
         write_durably(&path, whole.as_bytes())?;
         let file = OpenOptions::new().append(true).open(&path).map_err(at(&path))?;
-        Ok(Self { file, path, earlier: earlier.into_iter() })
+        Ok((Self { file, path }, earlier.into_iter()))
     }
 
-    fn next(&mut self) -> Option<ShardInfo> {
-        self.earlier.next()
-    }
-
+    /// Not brought to the disk at once: a shard whose line is lost is made anew, and found to be there.
     fn add(&mut self, info: &ShardInfo) -> Result<(), PrepareError> {
         let line = serde_json::to_string(info).map_err(|error| at(&self.path)(error.into()))? + "\n";
-        self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data()).map_err(at(&self.path))
+        self.file.write_all(line.as_bytes()).map_err(at(&self.path))
     }
 }
 

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use parquet::basic::Type as Physical;
 use parquet::errors::ParquetError;
+use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row, reader::RowIter};
-use parquet::schema::types::{Type, TypePtr};
+use parquet::schema::types::{ColumnDescriptor, Type, TypePtr};
 
 use super::entry::{Content, Encoded, Sink};
 use super::skipped::{Reason, Refusal};
@@ -21,6 +22,8 @@ use crate::data::picture::FILE_BYTES_MAX;
 
 /// Rows that are decoded at once: each holds a picture.
 const ROWS_A_CALL: usize = 16;
+/// Rows that a byte of a file may stand for: more can't be pictures that differ.
+const ROWS_A_BYTE_MAX: u64 = 8;
 /// What the column of a class number is called.
 const CLASS_FIELDS: [&str; 2] = ["label", "class"];
 
@@ -45,8 +48,18 @@ pub(super) fn read(path: &Path, names: &[String], sink: &mut Sink<'_>) -> Result
     let projection = Type::group_type_builder(schema.name()).with_fields(fields).build().map_err(malformed(path))?;
     let before = sink.position;
     let mut number: u64 = 0;
+    let bytes = path.metadata().map_err(at(path))?.len();
     for group in 0..file.num_row_groups() {
-        let end = number.saturating_add(file.metadata().row_group(group).num_rows().max(0) as u64);
+        let rows = match rows_of(file.metadata().row_group(group), &columns, bytes) {
+            Ok(rows) => rows,
+            Err(error) => {
+                if sink.refuse(&format!("{file_name} row {number}"), Reason::Damaged, error).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+                continue;
+            }
+        };
+        let end = number.saturating_add(rows);
         let reader = caught(|| file.get_row_group(group)).map_err(malformed(path))?;
         let mut rows = match caught(|| RowIter::from_row_group(Some(projection.clone()), &*reader)) {
             Ok(rows) => rows.with_batch_size(ROWS_A_CALL),
@@ -76,6 +89,26 @@ pub(super) fn read(path: &Path, names: &[String], sink: &mut Sink<'_>) -> Result
         number = end;
     }
     Ok(ControlFlow::Continue(()))
+}
+
+/// How many rows a group has, if that can be: its reader would make up rows that the columns don't have, as many as it is told.
+fn rows_of(group: &RowGroupMetaData, columns: &Columns, file_bytes: u64) -> Result<u64, ParquetError> {
+    let rows = group.num_rows();
+    let is_read = |column: &ColumnDescriptor| {
+        let root = column.path().parts().first().map(String::as_str);
+        [&columns.picture, &columns.caption].iter().any(|read| root == Some(read.name()))
+    };
+    for column in group.columns().iter().filter(|column| is_read(column.column_descr())) {
+        // Where values repeat within a row there may be more of them.
+        if column.column_descr().max_rep_level() == 0 && column.num_values() != rows {
+            let (path, values) = (column.column_path(), column.num_values());
+            return Err(ParquetError::General(format!("a group of {rows} rows has {values} values of {path}")));
+        }
+    }
+    match u64::try_from(rows) {
+        Ok(rows) if rows / ROWS_A_BYTE_MAX <= file_bytes => Ok(rows),
+        _ => Err(ParquetError::General(format!("a group of {rows} rows in a file of {file_bytes} bytes"))),
+    }
 }
 
 fn content(row: Row, columns: &Columns, names: &[String]) -> Result<Content, Refusal> {
