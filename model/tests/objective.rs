@@ -161,7 +161,7 @@ fn drawn(objective: Objective) -> Vec<f64> {
     let fast = settings(objective);
     let slow = TrainSettings { learning_rate: fast.learning_rate / 10.0, ..fast };
     let mut trainer = Trainer::new(part.clone(), fast, &KEY, &null, &Device::Cpu).unwrap();
-    for (settings, steps) in [(fast, 700), (slow, 300)] {
+    for (settings, steps) in [(fast, 1000), (slow, 400)] {
         let state = trainer.state().unwrap();
         trainer = Trainer::resume(part.clone(), settings, &KEY, &null, &state, &Device::Cpu).unwrap();
         for _ in 0..steps {
