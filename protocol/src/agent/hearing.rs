@@ -88,6 +88,9 @@ impl Agent {
             return;
         }
         let known = self.peers.note(now, from, presence.clone());
+        if known.as_ref().is_none_or(|known| known.holds != presence.holds) {
+            self.note_holds(&presence);
+        }
         // In a crowd one more or less moves nobody's turn by much.
         if !self.is_crowded() && known.as_ref().is_none_or(|known| known.capacity != presence.capacity) {
             self.stirred = true;

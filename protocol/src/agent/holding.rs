@@ -1,14 +1,13 @@
-//! Checkpoints: which to fetch, keep, pass on and train from.
+//! Checkpoints: which to keep, pass on and train from.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Action, Agent, Peer,
+    Action, Agent,
     ownership::{Owned, Phase},
 };
 use crate::{
     checkpoint::{Blob, Checkpoint, CheckpointId},
-    identity::NodeId,
     lease::Time,
     message::Gossip,
     part::Part,
@@ -16,8 +15,6 @@ use crate::{
     signed::Verified,
 };
 
-/// Fetches under way at once.
-const FETCHES_MAX: usize = 4;
 /// Failed fetches after which an owner goes on from the next best checkpoint.
 const ATTEMPTS_MAX: u32 = 4;
 /// Checkpoints kept of a part: the best and the one before, for peers still fetching it.
@@ -59,23 +56,31 @@ pub enum FetchFailure {
 pub(super) struct Holding {
     /// By name: whether the resumable state is there too.
     held: BTreeMap<CheckpointId, bool>,
-    fetching: BTreeSet<CheckpointId>,
+    pub(super) fetching: BTreeSet<CheckpointId>,
     /// Failures in a row, and when to try again.
-    failed: BTreeMap<CheckpointId, (u32, Time)>,
+    pub(super) failed: BTreeMap<CheckpointId, (u32, Time)>,
     unusable: BTreeSet<CheckpointId>,
+    /// Left to others for now, and since when.
+    pub(super) left: BTreeMap<CheckpointId, Time>,
 }
 
 impl Holding {
     pub(super) fn new(held: Vec<(CheckpointId, bool)>) -> Self {
         let held = held.into_iter().collect();
-        Self { held, fetching: BTreeSet::new(), failed: BTreeMap::new(), unusable: BTreeSet::new() }
+        Self {
+            held,
+            fetching: BTreeSet::new(),
+            failed: BTreeMap::new(),
+            unusable: BTreeSet::new(),
+            left: BTreeMap::new(),
+        }
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = CheckpointId> + '_ {
         self.held.keys().copied()
     }
 
-    fn has(&self, id: CheckpointId, state: bool) -> bool {
+    pub(super) fn has(&self, id: CheckpointId, state: bool) -> bool {
         self.held.get(&id).is_some_and(|has_state| *has_state || !state)
     }
 }
@@ -146,6 +151,7 @@ impl Agent {
         self.look_soon();
         self.holding.fetching.remove(&id);
         self.holding.failed.remove(&id);
+        self.holding.left.remove(&id);
         let held = self.holding.held.entry(id).or_default();
         *held |= state;
         self.next_beat = now;
@@ -173,7 +179,7 @@ impl Agent {
         }
     }
 
-    fn note_failure(&mut self, now: Time, id: CheckpointId) {
+    pub(super) fn note_failure(&mut self, now: Time, id: CheckpointId) {
         let (failures, retry) = self.holding.failed.entry(id).or_default();
         *failures += 1;
         *retry = now + Time::from_millis(500 << (*failures).min(6));
@@ -187,7 +193,7 @@ impl Agent {
     }
 
     /// The part's checkpoints that were not found unusable, best first.
-    fn usable(&self, part: Part) -> impl Iterator<Item = (CheckpointId, &Verified<Checkpoint>)> {
+    pub(super) fn usable(&self, part: Part) -> impl Iterator<Item = (CheckpointId, &Verified<Checkpoint>)> {
         self.register.named_checkpoints(part).filter(|(id, _)| !self.holding.unusable.contains(id))
     }
 
@@ -235,57 +241,12 @@ impl Agent {
         }
     }
 
-    /// Asks for a checkpoint's blobs, if it is not too early for another try. True if the fetch is under way.
-    pub(super) fn fetch(&mut self, now: Time, checkpoint: &Verified<Checkpoint>, state: bool) -> bool {
-        let id = checkpoint.id();
-        if self.holding.fetching.contains(&id) {
-            return true;
-        }
-        if let Some((_, retry)) = self.holding.failed.get(&id)
-            && now < *retry
-        {
-            let retry = *retry;
-            self.next_look = self.next_look.min(retry);
-            self.wake_at(retry);
-            return false;
-        }
-        if self.holding.fetching.len() >= FETCHES_MAX {
-            return false;
-        }
-        let providers = self.providers(checkpoint);
-        if providers.is_empty() {
-            self.note_failure(now, id);
-            return false;
-        }
-        self.holding.fetching.insert(id);
-        self.act(Action::Fetch { checkpoint: checkpoint.clone(), state, providers });
-        true
-    }
-
-    /// Live peers that say they hold a checkpoint; its author first, who is also asked when connected but not heard.
-    fn providers(&self, checkpoint: &Verified<Checkpoint>) -> Vec<NodeId> {
-        let (id, author) = (checkpoint.id(), checkpoint.author());
-        let holds = |peer: &Peer| peer.presence.holds.contains(&id);
-        let mut providers: Vec<_> = self.others().filter(|(_, peer)| holds(peer)).map(|(node, _)| *node).collect();
-        if self.connected.contains(&author) && !providers.contains(&author) {
-            providers.push(author);
-        }
-        providers.sort_by_key(|node| *node != author);
-        providers
-    }
-
     /// Fetches what this node should hold, and forgets what nobody needs from it.
     pub(super) fn attend_checkpoints(&mut self, now: Time) {
         for part in self.manifest.clone().parts() {
-            let best = self.usable(part).next().filter(|(id, _)| !self.holding.has(*id, true));
-            let Some((id, author)) = best.map(|(id, best)| (id, best.author())) else { continue };
-            let replica = self.keeps_replica(now, part, author);
-            let wanted = replica || self.settings.mirror == Mirror::Everything;
-            if wanted
-                && !self.holding.has(id, replica)
-                && let Some(best) = self.best(part).cloned()
-            {
-                self.fetch(now, &best, replica);
+            let best = self.best(part).filter(|best| !self.holding.has(best.id(), true));
+            if let Some(best) = best.cloned() {
+                self.keep_up(now, &best);
             }
         }
         self.forget_surplus();
@@ -298,11 +259,13 @@ impl Agent {
             let held = self.usable(part).map(|(id, _)| id).filter(|id| self.holding.held.contains_key(id));
             needed.extend(held.take(KEPT_OF_A_PART));
         }
-        if !self.holding.failed.is_empty() || !self.holding.unusable.is_empty() {
+        let Holding { failed, unusable, left, .. } = &self.holding;
+        if !(failed.is_empty() && unusable.is_empty() && left.is_empty()) {
             let listed = |part| self.register.named_checkpoints(part).map(|(id, _)| id);
             let listed: BTreeSet<_> = self.manifest.parts().flat_map(listed).collect();
             self.holding.failed.retain(|id, _| listed.contains(id));
             self.holding.unusable.retain(|id| listed.contains(id));
+            self.holding.left.retain(|id, _| listed.contains(id));
         }
         let surplus: Vec<_> = self.holding.ids().filter(|id| !needed.contains(id)).collect();
         for id in surplus {

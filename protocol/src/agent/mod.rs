@@ -11,6 +11,7 @@ mod beating;
 mod claiming;
 mod doubting;
 mod exchange;
+mod fetching;
 mod hearing;
 mod holding;
 mod inviting;

@@ -123,13 +123,8 @@ impl Agent {
         self.orders.turns.remove(&part);
     }
 
-    /// True if a replica of the part's checkpoints by `author` falls to this node: among the peers that own parts at all, rendezvous hashing picks them.
-    pub(super) fn keeps_replica(&mut self, now: Time, part: Part, author: NodeId) -> bool {
-        let me = self.id();
-        self.settings.capacity > 0 && self.replicas(now, part, author).contains(&me)
-    }
-
-    /// The nodes besides `author` on which replicas of the part's checkpoints fall, as far as this node knows.
+    /// The nodes besides `author` on which replicas of the part's checkpoints fall, as far as this node knows, in the order in which they fetch: among the
+    /// peers that own parts at all, rendezvous hashing picks them.
     pub fn replicas(&mut self, now: Time, part: Part, author: NodeId) -> Vec<NodeId> {
         let most = usize::from(self.manifest.ownership.replicas);
         self.order_replicas(now, part);

@@ -1,5 +1,7 @@
 //! Nothing that was trained is lost.
 
+use std::collections::BTreeMap;
+
 use paris_protocol::{
     agent::{Mirror, Settings},
     part::Part,
@@ -118,6 +120,55 @@ fn one_that_only_samples_owns_nothing_and_ends_up_with_all_best_weights() {
         let best = world.best_step(world.owner(part), part);
         assert!(held.is_some_and(|held| held.step > 0 && held.step + 100 >= best), "{part}");
     }
+}
+
+#[test]
+fn an_owner_sends_a_checkpoint_once_however_many_keep_up_with_it() {
+    let mut manifest = manifest(1, 1);
+    manifest.ownership.replicas = 4;
+    let mut world = World::of(17, manifest, 6, 1);
+    for _ in 0..6 {
+        world.add(Settings { capacity: 0, mirror: Mirror::Everything });
+    }
+    world.run_secs(65);
+    let part = Part::Expert(0);
+    let owner = world.owner(part);
+    let (author, earlier) = (world.agent(owner).id(), world.agent(owner).best(part).unwrap().id());
+    world.asked.clear();
+    world.run_secs(60);
+    let best = world.agent(owner).best(part).unwrap().id();
+    let mut of_checkpoint: BTreeMap<_, Vec<bool>> = BTreeMap::new();
+    for asked in &world.asked {
+        let record = world.agent(owner).register().checkpoint(part, asked.id);
+        if record.is_some() && asked.id != earlier && asked.id != best {
+            of_checkpoint.entry(asked.id).or_default().push(asked.providers.contains(&author));
+        }
+    }
+    assert!(!of_checkpoint.is_empty());
+    for asked in of_checkpoint.values() {
+        assert_eq!(asked.len(), 4 + 6, "every replica and mirror fetches it once");
+        assert_eq!(asked.iter().filter(|of_owner| **of_owner).count(), 1, "{asked:?}");
+    }
+}
+
+#[test]
+fn replicas_do_not_wait_for_long_for_one_that_fetches_nothing() {
+    let mut world = World::of(18, manifest(1, 1), 4, 1);
+    world.run_secs(65);
+    let part = Part::Expert(0);
+    let owner = world.owner(part);
+    let best = world.agent(owner).best(part).unwrap().id();
+    // The one that fetched first sends heartbeats, and does not fetch what comes.
+    let first = world.asked.iter().find(|asked| asked.id == best).unwrap().node;
+    world.nodes[first].mute_fetches = true;
+    world.run_secs(60);
+    let step = world.best_step(owner, part);
+    let holds = |node: &usize| {
+        let agent = world.agent(*node);
+        agent.register().checkpoints(part).iter().any(|it| agent.holds(it.id()) && it.step + 150 > step)
+    };
+    let holders: Vec<_> = world.living().into_iter().filter(holds).collect();
+    assert!(holders.len() >= 2 && !holders.contains(&first), "{holders:?}");
 }
 
 #[test]

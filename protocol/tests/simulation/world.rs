@@ -58,6 +58,8 @@ pub(crate) struct Node {
     pub(crate) deaf: bool,
     /// Its blobs cannot be fetched.
     pub(crate) mute_blobs: bool,
+    /// What it fetches never comes, and never fails.
+    pub(crate) mute_fetches: bool,
 }
 
 enum Event {
@@ -78,6 +80,13 @@ pub(crate) struct Begun {
     pub(crate) step: u64,
 }
 
+/// A fetch that began.
+pub(crate) struct Asked {
+    pub(crate) node: usize,
+    pub(crate) id: CheckpointId,
+    pub(crate) providers: Vec<NodeId>,
+}
+
 pub(crate) struct World {
     seed: u64,
     drawn: u64,
@@ -92,6 +101,7 @@ pub(crate) struct World {
     pub(crate) lost_of_thousand: u64,
     steps: BTreeMap<CheckpointId, u64>,
     pub(crate) begun: Vec<Begun>,
+    pub(crate) asked: Vec<Asked>,
 }
 
 impl Drop for World {
@@ -123,6 +133,7 @@ impl World {
             lost_of_thousand: 0,
             steps: BTreeMap::new(),
             begun: Vec::new(),
+            asked: Vec::new(),
         }
     }
 
@@ -162,6 +173,7 @@ impl World {
             halted: None,
             deaf: false,
             mute_blobs: false,
+            mute_fetches: false,
         });
         let node = self.nodes.len() - 1;
         self.start(node);
@@ -375,7 +387,10 @@ impl World {
             Action::Learn { .. } => {}
             Action::Fetch { checkpoint, state, providers } => {
                 assert!(!providers.is_empty() && !providers.contains(&id));
-                self.queue(FETCH, node, Event::Fetch { id: checkpoint.id(), state, providers });
+                self.asked.push(Asked { node, id: checkpoint.id(), providers: providers.clone() });
+                if !self.nodes[node].mute_fetches {
+                    self.queue(FETCH, node, Event::Fetch { id: checkpoint.id(), state, providers });
+                }
             }
             Action::Forget(id) => {
                 self.nodes[node].disk.held.remove(&id);
