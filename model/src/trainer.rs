@@ -111,22 +111,28 @@ pub struct Trainer {
 
 /// A part's network.
 enum Model {
-    Expert(Expert, Objective),
+    Expert(Expert),
     Router(Router),
 }
 
 impl Model {
-    fn new(config: &PartConfig, objective: Objective, parameters: &Parameters) -> candle_core::Result<Self> {
+    fn new(config: &PartConfig, parameters: &Parameters) -> candle_core::Result<Self> {
         Ok(match config {
-            PartConfig::Expert(config) => Model::Expert(Expert::new(config, parameters)?, objective),
+            PartConfig::Expert(config) => Model::Expert(Expert::new(config, parameters)?),
             PartConfig::Router(config) => Model::Router(Router::new(config, parameters)?),
         })
     }
 
     /// The loss of each sample, `[B]`, of a batch that is noised by `noise` to `times`. The batch's loss is their mean.
-    fn losses(&self, batch: &Batch, noise: &Tensor, times: &[f32]) -> candle_core::Result<Tensor> {
+    fn losses(
+        &self,
+        objective: Objective,
+        batch: &Batch,
+        noise: &Tensor,
+        times: &[f32],
+    ) -> candle_core::Result<Tensor> {
         match self {
-            Model::Expert(expert, objective) => {
+            Model::Expert(expert) => {
                 let point = objective.noised(&batch.images, noise, times)?;
                 let predicted = expert.forward(&point.x, &point.time, &batch.text.tokens)?;
                 (predicted - &point.target)?.sqr()?.flatten_from(1)?.mean(D::Minus1)
@@ -188,7 +194,7 @@ impl Trainer {
         };
         let (optimizer, parameters) = Optimizer::new(schedule, parameters, compute_precision(device))?;
         let parameters = parameters.with_trunk_sum();
-        let model = Model::new(&config, settings.objective, &parameters)?;
+        let model = Model::new(&config, &parameters)?;
         let batch = settings.batch.max(1);
         let rule = DrawRule {
             key: *key,
@@ -364,7 +370,8 @@ impl Trainer {
 
     /// The losses of a draw, on the device.
     fn losses(&self, draw: &Draw) -> candle_core::Result<Tensor> {
-        self.model.losses(&draw.batch.to_device(&self.device)?, &draw.noise.to_device(&self.device)?, &draw.times)
+        let (batch, noise) = (draw.batch.to_device(&self.device)?, draw.noise.to_device(&self.device)?);
+        self.model.losses(self.objective, &batch, &noise, &draw.times)
     }
 
     /// What a draw's losses add to the gradients of the step: that of their share in its mean.
@@ -379,7 +386,7 @@ impl Trainer {
         if count == 0 {
             return Err(DrawError::NoSamples.into());
         }
-        let model = Model::new(&self.config, self.objective, &self.optimizer.averaged(&self.device)?.to_compute()?)?;
+        let model = Model::new(&self.config, &self.optimizer.averaged(&self.device)?.to_compute()?)?;
         let indices: Vec<usize> = (0..count).collect();
         let mut sum = 0.0;
         for indices in indices.chunks(self.rule.micro_batch) {
@@ -393,7 +400,7 @@ impl Trainer {
             let batch = batch.drawn(normals("held-out latent"))?;
             let noise = noise_like(&batch.images, normals("held-out"))?;
             let (batch, noise) = (batch.to_device(&self.device)?, noise.to_device(&self.device)?);
-            let losses = model.losses(&batch, &noise, &times)?;
+            let losses = model.losses(self.objective, &batch, &noise, &times)?;
             sum += losses.to_vec1::<f32>()?.iter().map(|loss| f64::from(*loss)).sum::<f64>();
         }
         Ok((sum / count as f64) as f32)

@@ -70,6 +70,9 @@ pub(super) struct Train {
     /// Samples a step.
     #[arg(long, default_value_t = 8)]
     batch: usize,
+    /// Samples that go through the model at once, the whole step if not given: fewer take less memory.
+    #[arg(long, conflicts_with = "forward_only")]
+    micro_batch: Option<usize>,
     /// Threads; as many as the machine has cores if not given.
     #[arg(long)]
     threads: Option<usize>,
@@ -189,6 +192,7 @@ impl Train {
         };
         let null = data.batch(&[0], &Device::Cpu)?.text;
         let mut trainer = Trainer::new(PartConfig::Expert(config.clone()), settings, &KEY, &null, &Device::Cpu)?;
+        trainer.set_micro_batch(self.micro_batch.unwrap_or(self.batch));
         Ok(Box::new(move || Ok(trainer.step(&data).map(drop)?)))
     }
 

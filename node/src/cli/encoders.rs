@@ -14,7 +14,7 @@ use paris_model::{
 
 /// What pictures are clustered by, or distances taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum FeaturesChoice {
+pub enum FeaturesChoice {
     /// Built in: where the colours and edges are.
     ColourAndEdges,
     /// MobileNetV2: what a picture shows; quick.
@@ -26,7 +26,11 @@ pub(super) enum FeaturesChoice {
 }
 
 impl FeaturesChoice {
-    pub(super) fn open(self, folder: &Path) -> Result<Box<dyn ImageFeatures>, PretrainedError> {
+    /// The network, from its folder in `folder`.
+    ///
+    /// # Errors
+    /// What is missing there or another file, and where to get it.
+    pub fn open(self, folder: &Path) -> Result<Box<dyn ImageFeatures>, PretrainedError> {
         let files = |network| Files::read(network, folder, None);
         Ok(match self {
             Self::ColourAndEdges => Box::new(ColourAndEdges),
@@ -37,7 +41,7 @@ impl FeaturesChoice {
     }
 
     /// What stands beside a distance that is taken in them.
-    pub(super) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::ColourAndEdges => "ColourAndEdges",
             Self::Mobilenet => "MobileNetV2",

@@ -3,7 +3,7 @@
 mod asked;
 mod bench;
 mod data;
-mod encoders;
+pub mod encoders;
 mod eval;
 mod exit;
 mod export;

@@ -32,11 +32,15 @@ pub(super) fn prepared(
 ) -> anyhow::Result<String> {
     let record = folder.join(FILE_NAME);
     match record.exists() {
-        true if Prepared::read(folder)?.settings != *settings => bail!(
-            "{} was prepared with other settings: use another --out, or the settings it was begun with",
-            folder.display()
-        ),
-        true => {}
+        true => {
+            let begun = Prepared::read(folder)?;
+            if begun.settings != *settings || begun.features != features.identity() {
+                bail!(
+                    "{} was prepared with other settings: use another --out, or the settings it was begun with",
+                    folder.display()
+                );
+            }
+        }
         false => {
             println!("preparing {}", source.display());
             let prepared = prepare(&Source::open(source)?, folder, settings, features, &Pixels, &mut |_| {})?;

@@ -20,7 +20,7 @@ mod training;
 use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use paris_model::{
     batch::BatchSource,
     data::PrepareSettings,
@@ -29,6 +29,7 @@ use paris_model::{
     features::ColourAndEdges,
     text::HashedText,
 };
+use paris_node::cli::encoders::FeaturesChoice;
 
 use self::{
     clock::Clock,
@@ -71,6 +72,12 @@ pub struct Experiment {
     #[arg(long, default_value_t, env = "PARIS_DEVICE")]
     device: DeviceChoice,
 
+    /// What pictures are clustered by. Distances are taken in them too, beside the built-in ones.
+    #[arg(long, value_enum, default_value = "colour-and-edges", help_heading = "Data")]
+    features: FeaturesChoice,
+    /// Where pretrained encoders lie, a folder each, for --features that are not built in.
+    #[arg(long, env = "PARIS_ENCODERS", value_name = "DIR", default_value = "encoders", help_heading = "Data")]
+    encoders: PathBuf,
     /// Width and height of the pictures.
     #[arg(long, default_value_t = 16, help_heading = "Data")]
     size: u32,
@@ -149,9 +156,14 @@ impl Experiment {
     pub fn run(self) -> anyhow::Result<()> {
         self.check()?;
         let device = self.device.open_to_train()?;
-        let features = [NamedFeatures { name: "ColourAndEdges", features: &ColourAndEdges }];
+        let clustered_by = self.features.open(&self.encoders)?;
+        let built_in = FeaturesChoice::ColourAndEdges;
+        let mut features = vec![NamedFeatures { name: built_in.name(), features: &ColourAndEdges }];
+        if self.features != built_in {
+            features.push(NamedFeatures { name: self.features.name(), features: &*clustered_by });
+        }
         let prepared = self.out.join("prepared");
-        let named = data::prepared(&self.data, &prepared, &self.prepare_settings(), &ColourAndEdges)?;
+        let named = data::prepared(&self.data, &prepared, &self.prepare_settings(), &*clustered_by)?;
         let data = Data::open(&prepared, HashedText { tokens: self.text_tokens, width: self.text_width })?;
         let held_out = data.splits.clusters.iter().map(|it| it.held_out.len().min(self.loss_samples)).sum();
         let plan = self.plan(named, &data, held_out, &device)?;
@@ -289,6 +301,9 @@ impl Experiment {
         }
         if self.no_base {
             command += " --no-base";
+        }
+        if let Some(features) = self.features.to_possible_value() {
+            command += &format!(" --features {}", features.get_name());
         }
         command += &format!(
             " --width {} --depth {} --heads {} --patch {} --router-width {} --router-depth {} --router-heads {} --text-tokens {} --text-width {}",
