@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::process::{BUNDLED_PICTURES, NodeProcess};
 
 /// Between two looks at the node's threads; one that lives shorter is only seen in the sum.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How long the run may take to come to the state that is measured.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// The part that is trained.

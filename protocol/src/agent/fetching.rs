@@ -2,7 +2,8 @@
 //!
 //! Who is to train from one asks at once all who have it. Who only keeps up with a part spares its owner, who has training to do: the first replica fetches
 //! from the owner, the others from replicas before them, as a tree grows, and whoever mirrors everything from the replicas. So an owner sends a
-//! checkpoint once, however many keep it.
+//! checkpoint once, however many keep it. For replicas that show nothing for half an interval, dead, stuck or lying, the next in order stand in: an owner
+//! whose checkpoints nobody else holds would be thought idle.
 
 use super::{Action, Agent, Mirror, millis};
 use crate::{
@@ -70,18 +71,24 @@ impl Agent {
     /// Fetches a part's best checkpoint, if it is for this node to keep and its turn has come.
     pub(super) fn keep_up(&mut self, now: Time, best: &Verified<Checkpoint>) {
         let (id, part, me) = (best.id(), best.part, self.id());
-        let replicas = self.replicas(now, part, best.author());
-        let place = replicas.iter().position(|node| *node == me);
-        let state = place.is_some();
+        let order = self.replica_order(now, part, best.author());
+        let replicas = order.len().min(self.manifest.ownership.replicas.into());
+        let place = order.iter().position(|node| *node == me);
+        let before = &order[..place.unwrap_or(replicas)];
+        let holds = |node: &&NodeId| self.peers.all().get(*node).is_some_and(|it| it.presence.holds.contains(&id));
+        let providers: Vec<_> = before.iter().filter(holds).copied().collect();
+        let is_replica = place.is_some_and(|place| place < replicas);
+        // One after the other.
+        let eighths = place.map_or(4, |place| 4 + place.saturating_sub(replicas) as u32);
+        let stands_in =
+            place.is_some() && !is_replica && providers.len() < replicas && !self.is_early(now, id, eighths);
+        let state = is_replica || stands_in;
         if !state && self.settings.mirror != Mirror::Everything || self.holding.has(id, state) {
             return;
         }
-        let before = &replicas[..place.unwrap_or(replicas.len())];
-        let holds = |node: &&NodeId| self.peers.all().get(*node).is_some_and(|it| it.presence.holds.contains(&id));
-        let providers: Vec<_> = before.iter().filter(holds).copied().collect();
         // With every round of fetches twice as many have it, the owner counted.
-        let enough = place.map_or(before.len(), |place| (1 << (place + 1).ilog2()) - 1);
-        if providers.len() < enough && self.may_wait(now, part, id, state) {
+        let enough = place.map_or(replicas, |place| (1 << (place + 1).ilog2()) - 1).min(replicas);
+        if providers.len() < enough && self.has_earlier(part, state) && self.is_early(now, id, eighths) {
             return;
         }
         match providers.is_empty() || self.holding.failed.contains_key(&id) {
@@ -90,13 +97,15 @@ impl Agent {
         };
     }
 
-    /// True if a checkpoint that others are to fetch first can still be left to them: for half an interval, and only by who has an earlier one.
-    fn may_wait(&mut self, now: Time, part: Part, id: CheckpointId, state: bool) -> bool {
-        if !self.usable(part).any(|(earlier, _)| self.holding.has(earlier, state)) {
-            return false;
-        }
+    /// True if any checkpoint of the part is here that is of use to who waits for the next.
+    fn has_earlier(&self, part: Part, state: bool) -> bool {
+        self.usable(part).any(|(earlier, _)| self.holding.has(earlier, state))
+    }
+
+    /// True for so many eighths of an interval from the first call: so long a checkpoint is left to those who come before this node.
+    fn is_early(&mut self, now: Time, id: CheckpointId, eighths: u32) -> bool {
         let since = *self.holding.left.entry(id).or_insert(now);
-        let until = since + millis(self.manifest.ownership.checkpoint_ms) / 2;
+        let until = since + millis(self.manifest.ownership.checkpoint_ms) * eighths / 8;
         if now < until {
             self.next_look = self.next_look.min(until);
         }

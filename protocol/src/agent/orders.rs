@@ -17,6 +17,9 @@ use crate::{
 /// For how many rank delays an order of turns serves in a crowd.
 const ORDER_LASTS_RANKS: u32 = 4;
 
+/// Nodes ready to keep a part's checkpoints where its replicas do not.
+const STAND_INS: usize = 2;
+
 /// Orders reckoned lately.
 #[derive(Debug, Default)]
 pub(super) struct Orders {
@@ -44,7 +47,7 @@ struct Turns {
     full: Vec<u64>,
 }
 
-/// The nodes on which a part's replicas fall, and one more, since the author of a checkpoint is none of them.
+/// The nodes on which a part's replicas fall, those who stand in, and one more, since the author of a checkpoint is none of them.
 #[derive(Debug)]
 struct Replicas {
     made: Time,
@@ -123,13 +126,26 @@ impl Agent {
         self.orders.turns.remove(&part);
     }
 
-    /// The nodes besides `author` on which replicas of the part's checkpoints fall, as far as this node knows, in the order in which they fetch: among the
-    /// peers that own parts at all, rendezvous hashing picks them.
+    /// The nodes besides `author` on which replicas of the part's checkpoints fall, as far as this node knows.
     pub fn replicas(&mut self, now: Time, part: Part, author: NodeId) -> Vec<NodeId> {
-        let most = usize::from(self.manifest.ownership.replicas);
+        let mut order = self.replica_order(now, part, author);
+        order.truncate(self.manifest.ownership.replicas.into());
+        order
+    }
+
+    /// The same in the order in which they fetch, then those who stand in for them: among the peers that own parts at all, rendezvous hashing picks them.
+    pub(super) fn replica_order(&mut self, now: Time, part: Part, author: NodeId) -> Vec<NodeId> {
+        let most = self.replicas_and_stand_ins();
         self.order_replicas(now, part);
         let nearest = self.orders.replicas.get(&part).map_or(&[][..], |replicas| &replicas.nearest);
         nearest.iter().filter(|node| **node != author).take(most).copied().collect()
+    }
+
+    fn replicas_and_stand_ins(&self) -> usize {
+        match self.manifest.ownership.replicas {
+            0 => 0,
+            replicas => usize::from(replicas) + STAND_INS,
+        }
     }
 
     fn order_replicas(&mut self, now: Time, part: Part) {
@@ -147,7 +163,7 @@ impl Agent {
         let weigh = |node: NodeId| (Reverse(mix(of_part ^ Hash(node.0).prefix())), node);
         let owners = self.others().filter(|(_, peer)| peer.presence.capacity > 0).map(|(node, _)| *node);
         let me = (self.settings.capacity > 0).then(|| self.id());
-        let most = usize::from(self.manifest.ownership.replicas) + 1;
+        let most = self.replicas_and_stand_ins() + 1;
         let mut first: Vec<(Reverse<u64>, NodeId)> = Vec::with_capacity(most + 1);
         for candidate in owners.chain(me).map(weigh) {
             if first.len() < most || first.last().is_some_and(|last| candidate < *last) {

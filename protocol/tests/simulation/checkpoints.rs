@@ -152,23 +152,29 @@ fn an_owner_sends_a_checkpoint_once_however_many_keep_up_with_it() {
 }
 
 #[test]
-fn replicas_do_not_wait_for_long_for_one_that_fetches_nothing() {
-    let mut world = World::of(18, manifest(1, 1), 4, 1);
-    world.run_secs(65);
-    let part = Part::Expert(0);
-    let owner = world.owner(part);
-    let best = world.agent(owner).best(part).unwrap().id();
-    // The one that fetched first sends heartbeats, and does not fetch what comes.
-    let first = world.asked.iter().find(|asked| asked.id == best).unwrap().node;
-    world.nodes[first].mute_fetches = true;
-    world.run_secs(60);
-    let step = world.best_step(owner, part);
-    let holds = |node: &usize| {
-        let agent = world.agent(*node);
-        agent.register().checkpoints(part).iter().any(|it| agent.holds(it.id()) && it.step + 150 > step)
-    };
-    let holders: Vec<_> = world.living().into_iter().filter(holds).collect();
-    assert!(holders.len() >= 2 && !holders.contains(&first), "{holders:?}");
+fn replicas_that_fetch_nothing_are_not_waited_for_and_others_stand_in() {
+    for muted in [1, 2] {
+        let mut world = World::of(18, manifest(1, 1), 5, 1);
+        world.run_secs(65);
+        let part = Part::Expert(0);
+        let owner = world.owner(part);
+        let best = world.agent(owner).best(part).unwrap().id();
+        let replicas: Vec<_> = world.asked.iter().filter(|asked| asked.id == best).map(|asked| asked.node).collect();
+        assert_eq!(replicas.len(), 2);
+        // They send heartbeats, and do not fetch what comes.
+        for replica in &replicas[..muted] {
+            world.nodes[*replica].mute_fetches = true;
+        }
+        world.run_secs(60);
+        let step = world.best_step(owner, part);
+        let holds = |node: &usize| {
+            let agent = world.agent(*node);
+            agent.register().checkpoints(part).iter().any(|it| agent.holds(it.id()) && it.step + 150 > step)
+        };
+        let holders: Vec<_> = world.living().into_iter().filter(holds).collect();
+        assert_eq!(holders.len(), 3, "the owner and two others: {holders:?}, muted {:?}", &replicas[..muted]);
+        assert!(replicas[..muted].iter().all(|muted| !holders.contains(muted)));
+    }
 }
 
 #[test]
