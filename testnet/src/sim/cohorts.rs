@@ -7,7 +7,8 @@
 //! Of a part newly free those look at once whose turn comes soon, reckoned by the ear as each would; all others when those turns are over.
 //!
 //! What is given up: within a cohort nodes hear each other at once; no message is lost to one of them alone; a node that starts or
-//! wakes knows at once what its cohort knows, as if its first exchange took no time; and signatures are not checked, and heartbeats
+//! wakes knows at once what its cohort knows, as if its first exchange took no time; a node that leaves a checkpoint to replicas before it learns
+//! that they have it when it next looks; and signatures are not checked, and heartbeats
 //! not signed anew.
 
 use std::{collections::BTreeSet, time::Duration};
