@@ -1,7 +1,7 @@
 //! The whole experiment, tiny: it ends with tables and pictures, says the same again, and loses nothing where it is killed.
 
 use std::{
-    fs,
+    env, fs,
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -97,4 +97,33 @@ fn an_experiment_measures_every_strategy_and_goes_on_where_it_was_killed() {
     let other = experiment(&whole).args(["--cfg", "2"]).output().unwrap();
     assert!(!other.status.success());
     assert!(String::from_utf8_lossy(&other.stderr).contains("other settings"));
+}
+
+#[test]
+fn distances_are_taken_in_the_features_that_were_asked_for_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let with_encoders = |encoders: &Path| {
+        let mut command = experiment(&out);
+        command.args(["--features", "mobilenet", "--no-base", "--encoders"]).arg(encoders);
+        command.output().unwrap()
+    };
+    let refused = with_encoders(folder.path());
+    assert!(!refused.status.success());
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("mobilenet") && said.contains("model.safetensors"), "{said}");
+
+    let encoders = env::var_os("PARIS_ENCODERS").unwrap_or_default();
+    if !Path::new(&encoders).join("mobilenet/model.safetensors").exists() {
+        eprintln!("SKIPPED the distances themselves: PARIS_ENCODERS names no folder with mobilenet/model.safetensors");
+        return;
+    }
+    let measured = with_encoders(Path::new(&encoders));
+    assert!(measured.status.success(), "{}", String::from_utf8_lossy(&measured.stderr));
+    let measured: Value = serde_json::from_str(&results(&out)).unwrap();
+    for row in measured["budgets"][2]["rows"].as_array().unwrap() {
+        let distances = row["outcome"]["distances"].as_object().unwrap();
+        let taken_in = |features: &str| distances.keys().filter(|name| name.ends_with(features)).count();
+        assert_eq!((taken_in("-ColourAndEdges"), taken_in("-MobileNetV2"), distances.len()), (2, 2, 4), "{row}");
+    }
 }

@@ -15,6 +15,7 @@ use crate::{
     optimizer::{Optimizer, Schedule},
     parameters::{FROZEN, Parameters},
     random::Stream,
+    state::Source,
     trainer::{READ_EVERY, TrainSettings, Trainer},
 };
 
@@ -169,14 +170,14 @@ impl Step {
         [loss.to_scalar().unwrap(), norm.to_scalar().unwrap()]
     }
 
-    /// Weights, averages and moments by name.
+    /// Weights, averages and moments by name, copied to the CPU.
     fn tensors(&self) -> BTreeMap<String, Tensor> {
+        let copied = |source| match source {
+            Source::Numbers(numbers) => Tensor::new(numbers, &Device::Cpu),
+            Source::Tensor(tensor) => tensor.to_device(&Device::Cpu)?.copy(),
+        };
         let state = self.optimizer.state().unwrap().into_iter();
-        let parts = state.flat_map(|(name, it)| {
-            let parts = [("weight", it.parameter), ("average", it.average), ("first", it.first), ("second", it.second)];
-            parts.map(|(part, tensor)| (format!("{part} of {name}"), tensor.copy().unwrap()))
-        });
-        parts.collect()
+        state.map(|(name, source)| (name, copied(source).unwrap())).collect()
     }
 }
 
