@@ -11,5 +11,5 @@ use paris_node::memory::Counting;
 static ALLOCATOR: Counting<MiMalloc> = Counting(MiMalloc);
 
 fn main() -> ExitCode {
-    paris_node::cli::main(std::env::args_os())
+    paris_node::cli::main(std::env::args_os().collect())
 }

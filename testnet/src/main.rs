@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
     if arguments.get(1).is_some_and(|first| first == NODE) {
         arguments.remove(1);
-        return paris_node::cli::main(arguments.into_iter());
+        return paris_node::cli::main(arguments);
     }
     let outcome = match Cli::parse().command {
         Command::Demo(demo) => demo.run(),

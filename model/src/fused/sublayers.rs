@@ -124,8 +124,8 @@ impl Sublayer for Mlp {
     fn forward(&self, tile: Tile, out: &mut Vec<f32>) -> Box<dyn Backward> {
         let (inner, outer) = Self::layers(tile.group, tile.shape.width);
         let before = inner.forward(&tile.enter());
-        let mut after = before.clone();
-        vectorised!(gelus::<FMA>(&mut after));
+        let mut after = Vec::with_capacity(before.len());
+        vectorised!(after.extend(before.iter().map(|u| gelu::<FMA>(*u))));
         let y = outer.forward(&after);
         tile.leave(&y, out);
         Box::new(MlpBackward(before, y))
@@ -147,11 +147,6 @@ impl Backward for MlpBackward {
         dinner.add(&tile.enter(), &dbefore);
         tile.enter_backward(&inner.backward(&dbefore), into.x, into.condition);
     }
-}
-
-#[inline(always)]
-fn gelus<const FMA: bool>(numbers: &mut [f32]) {
-    numbers.iter_mut().for_each(|u| *u = gelu::<FMA>(*u));
 }
 
 /// Replaces each number by its GELU, and scales its gradient by the derivative.

@@ -82,7 +82,9 @@ enum Command {
 }
 
 /// Runs the program with its command line, the first argument being its name.
-pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+///
+/// Generic over nothing: a generic function is compiled anew in every program that calls it, and this one reaches all of the node.
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
     keep_freed_pages();
     let cli = Cli::parse_from(arguments);
     start_log(cli.log.as_deref());
