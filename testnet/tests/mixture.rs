@@ -8,6 +8,7 @@ use common::{Network, node};
 use paris_model::objective::Objective;
 use paris_node::{api::Client, runtime::recipe, sampling::manifest_from_hex, status::Status};
 use paris_testnet::process::NodeProcess;
+use serde_json::Value;
 
 /// Draws on a node; the picture's bytes, and what was said about it.
 fn draw(node: &NodeProcess, out: &Path, more: &[&str]) -> (Vec<u8>, String) {
@@ -17,6 +18,19 @@ fn draw(node: &NodeProcess, out: &Path, more: &[&str]) -> (Vec<u8>, String) {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");
     (std::fs::read(out).unwrap(), said)
+}
+
+/// The losses of a folder's two experts, as `eval` measures them: a row an expert, a column a cluster.
+fn losses(node: &NodeProcess, data: &Path, published: &Path) -> Vec<Vec<f64>> {
+    let json = published.join("quality.json");
+    let [data, model, out] = [data, published, &json].map(|path| path.to_str().unwrap());
+    let said =
+        node.answer(["eval", "--data", data, "--model", model, "--no-drawing", "--loss-samples", "8", "--json", out]);
+    assert!(said.as_ref().unwrap().contains("expert-1"), "{said:?}");
+    let measured: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let rows = measured["losses"]["rows"].as_array().unwrap();
+    let loss = |cluster: &Value| cluster["mean"].as_f64().unwrap();
+    rows.iter().map(|row| row["clusters"].as_array().unwrap().iter().map(loss).collect()).collect()
 }
 
 /// The step of every part's best checkpoint.
@@ -60,15 +74,26 @@ fn a_mixture_draws_the_same_picture_anywhere_and_after_the_run_went_on() {
     network.nodes[0].answer(["export", &published, "--mixture", &hash]).unwrap();
     for (expert, objective) in [("expert_0", "velocity"), ("expert_1", "epsilon")] {
         let config = std::fs::read_to_string(network.path("published").join(expert).join("config.json")).unwrap();
-        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        let config: Value = serde_json::from_str(&config).unwrap();
         assert_eq!(config["objective"], objective, "{expert}");
     }
+    let prepared = network.path("prepared");
+    let measured = losses(&network.nodes[0], &prepared, &network.path("published"));
     let stranger = node(network.folder.path(), "stranger");
     stranger.answer(["import", &published, "--name", "hearts"]).unwrap();
     for more in [["--model", &published, "--memory", "4096"], ["--model", "hearts", "--memory", "0"]] {
         let (drawn, said) = draw(&stranger, &out, &more);
         assert!(drawn == first && said.contains("experts were loaded"), "{more:?}: {said}");
     }
+
+    // Taken for one that predicts velocities, the second expert alone measures differently: `eval` converts what it predicts.
+    assert!(measured.iter().flatten().all(|loss| loss.is_finite()), "{measured:?}");
+    let config = network.path("published/expert_1/config.json");
+    let said = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, said.replace("epsilon", "velocity")).unwrap();
+    let mistaken = losses(&stranger, &prepared, &network.path("published"));
+    assert_eq!((measured.len(), &measured[0]), (2, &mistaken[0]));
+    assert!(measured[1].iter().zip(&mistaken[1]).all(|(right, wrong)| right != wrong), "{measured:?} {mistaken:?}");
 
     // A peer that trains nothing and has met nobody fetches it by name, and keeps it.
     let ticket = network.ticket();
