@@ -5,22 +5,34 @@ use paris_model::{config::PartConfig, parity::compare};
 /// What rounding explains at this size.
 const LIMIT: f64 = 3e-5;
 
-#[test]
-fn the_expert_is_its_twin() {
-    let parity = compare(include_bytes!("twin/expert.safetensors")).unwrap();
-    let PartConfig::Expert(config) = &parity.config else { panic!("{:?}", parity.config) };
-    assert_eq!((config.width, config.depth, config.heads, config.patch, config.text_tokens), (16, 2, 2, 2, 3));
+/// Compares a reference, and returns what it is of.
+fn is_the_twin(reference: &[u8]) -> PartConfig {
+    let parity = compare(reference).unwrap();
     assert_eq!(parity.gradients.len(), parity.config.shapes().len() - 1, "of all but the position table");
     assert!(parity.worst() < LIMIT, "output {:e}, gradients {:#?}", parity.output, parity.gradients);
+    parity.config
+}
+
+#[test]
+fn the_expert_is_its_twin() {
+    for (reference, size) in [
+        (include_bytes!("twin/expert.safetensors").as_slice(), (16, 2, 2, 2, 3)),
+        (include_bytes!("twin/expert-deep.safetensors"), (12, 3, 3, 4, 5)),
+    ] {
+        let PartConfig::Expert(config) = is_the_twin(reference) else { panic!("no expert") };
+        assert_eq!((config.width, config.depth, config.heads, config.patch, config.text_tokens), size);
+    }
 }
 
 #[test]
 fn the_router_is_its_twin() {
-    let parity = compare(include_bytes!("twin/router.safetensors")).unwrap();
-    let PartConfig::Router(config) = &parity.config else { panic!("{:?}", parity.config) };
-    assert_eq!((config.width, config.depth, config.heads, config.clusters), (16, 2, 2, 3));
-    assert_eq!(parity.gradients.len(), parity.config.shapes().len() - 1, "of all but the position table");
-    assert!(parity.worst() < LIMIT, "output {:e}, gradients {:#?}", parity.output, parity.gradients);
+    for (reference, size) in [
+        (include_bytes!("twin/router.safetensors").as_slice(), (16, 2, 2, 2, 3)),
+        (include_bytes!("twin/router-deep.safetensors"), (12, 3, 3, 4, 5)),
+    ] {
+        let PartConfig::Router(config) = is_the_twin(reference) else { panic!("no router") };
+        assert_eq!((config.width, config.depth, config.heads, config.patch, config.clusters), size);
+    }
 }
 
 #[test]
