@@ -11,7 +11,7 @@ use crate::{
     checkpoint::{self, CheckpointError},
     config::{PartConfig, Shapes},
     device::compute_precision,
-    gradients::TrunkSum,
+    gradients::TrunkGradients,
     random::Stream,
     tensor_file::TensorFile,
 };
@@ -24,8 +24,8 @@ pub const FROZEN: &str = "pos_embed";
 pub struct Parameters {
     places: Arc<BTreeMap<String, Place>>,
     groups: BTreeMap<String, Tensor>,
-    /// Where the trunk's gradient is summed apart from the others.
-    trunk_sum: Option<TrunkSum>,
+    /// Where the trunk's gradients are found that come apart from the others.
+    trunk_gradients: Option<TrunkGradients>,
 }
 
 /// Where a parameter lies.
@@ -108,7 +108,7 @@ impl Parameters {
             Ok((group, Tensor::from_vec(numbers, length, device)?))
         };
         let groups = groups.into_iter().map(tensor).collect::<Result<_>>()?;
-        Ok((Self { places: Arc::new(places), groups, trunk_sum: None }, hash))
+        Ok((Self { places: Arc::new(places), groups, trunk_gradients: None }, hash))
     }
 
     /// Parameters from named tensors of the config's shapes.
@@ -126,12 +126,12 @@ impl Parameters {
         for (group, pieces) in pieces {
             groups.insert(group, Tensor::cat(&pieces, 0)?);
         }
-        Ok(Self { places: Arc::new(places), groups, trunk_sum: None })
+        Ok(Self { places: Arc::new(places), groups, trunk_gradients: None })
     }
 
     /// Parameters of the same model over other groups, each flat.
     pub fn with_groups(&self, groups: BTreeMap<String, Tensor>) -> Self {
-        Self { places: self.places.clone(), groups, trunk_sum: None }
+        Self { places: self.places.clone(), groups, trunk_gradients: None }
     }
 
     /// The same parameters, each a group of its own in the given precision. Where products run by themselves, as on a GPU, this spares the gradients'
@@ -146,7 +146,7 @@ impl Parameters {
             groups.insert(name.clone(), self.get(name)?.flatten_all()?.to_dtype(precision)?);
             places.insert(name.clone(), Place { group: name.clone(), start: 0, shape: place.shape.clone() });
         }
-        Ok(Self { places: Arc::new(places), groups, trunk_sum: None })
+        Ok(Self { places: Arc::new(places), groups, trunk_gradients: None })
     }
 
     /// The parameters as their device computes with them fastest: bf16 and scattered on CUDA, as they are elsewhere.
@@ -176,14 +176,14 @@ impl Parameters {
         Ok((Self { groups, ..self }, variables))
     }
 
-    /// The same parameters, whose trunk on the CPU sums its gradient apart from candle's, for [`Gradients`](crate::gradients::Gradients) to collect.
-    pub(crate) fn with_trunk_sum(self) -> Self {
-        Self { trunk_sum: Some(TrunkSum::default()), ..self }
+    /// The same parameters, whose trunk may give its gradients apart from candle's, for [`Gradients`](crate::gradients::Gradients) to collect.
+    pub(crate) fn with_trunk_gradients(self) -> Self {
+        Self { trunk_gradients: Some(TrunkGradients::default()), ..self }
     }
 
-    /// Where the trunk's gradient is summed; none where candle does.
-    pub(crate) fn trunk_sum(&self) -> Option<&TrunkSum> {
-        self.trunk_sum.as_ref()
+    /// Where the trunk's gradients are found that come apart; none where all come with candle's.
+    pub(crate) fn trunk_gradients(&self) -> Option<&TrunkGradients> {
+        self.trunk_gradients.as_ref()
     }
 
     /// A parameter by name, in its shape: a view into its group.

@@ -55,6 +55,11 @@ impl Router {
         })
     }
 
+    /// Whether to keep of a sublayer only what it read, for gradients, and to run it again for them.
+    pub(crate) fn set_recompute(&mut self, recompute: bool) {
+        self.trunk.set_recompute(recompute);
+    }
+
     /// The shapes.
     pub fn config(&self) -> &RouterConfig {
         &self.config

@@ -193,7 +193,7 @@ impl Trainer {
             ema_decay: settings.ema_decay,
         };
         let (optimizer, parameters) = Optimizer::new(schedule, parameters, compute_precision(device))?;
-        let parameters = parameters.with_trunk_sum();
+        let parameters = parameters.with_trunk_gradients();
         let model = Model::new(&config, &parameters)?;
         let batch = settings.batch.max(1);
         let rule = DrawRule {
@@ -284,6 +284,14 @@ impl Trainer {
     /// Cuts steps into micro-batches of so many samples, at least one and at most the whole step.
     pub fn set_micro_batch(&mut self, samples: usize) {
         self.rule.micro_batch = samples.clamp(1, self.rule.batch);
+    }
+
+    /// Whether to keep of a sublayer only what it read and to run it again on the way back: the same bits in less memory, and more time.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        match &mut self.model {
+            Model::Expert(expert) => expert.set_recompute(recompute),
+            Model::Router(router) => router.set_recompute(recompute),
+        }
     }
 
     /// What decides this part's draws, for whoever makes them ahead.

@@ -1,16 +1,17 @@
 //! The trunk of a model: its blocks one after the other, and an expert's final layer.
 //!
 //! Composed of [`crate::sublayers`] it runs and differentiates on any device. On the CPU it is one operation ([`crate::fused`]) over the flat group of its
-//! parameters; tests hold the two equal.
+//! parameters; tests hold the two equal. In both it may keep less and recompute ([`crate::recomputation`]).
 
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
 use crate::{
-    fused::{self, Rows, Stage, Sublayer},
-    gradients::TrunkSum,
+    fused::{self, Keep, Rows, Stage, Sublayer},
+    gradients::TrunkGradients,
     parameters::{Parameters, TRUNK},
+    recomputation::recomputed,
     sublayers::{CrossAttention, Final, Mlp, SelfAttention},
 };
 
@@ -24,26 +25,28 @@ pub(crate) struct Trunk {
     blocks: Vec<Block>,
     last: Option<Final>,
     fused: Option<Fused>,
+    /// Where gradients are found that do not come with candle's.
+    gradients: Option<TrunkGradients>,
+    recompute: bool,
 }
 
 struct Block {
-    attention: SelfAttention,
+    attention: Arc<SelfAttention>,
     /// An expert's: the router reads no text here.
-    cross_attention: Option<CrossAttention>,
-    mlp: Mlp,
+    cross_attention: Option<Arc<CrossAttention>>,
+    mlp: Arc<Mlp>,
 }
 
 /// The same for the CPU.
 struct Fused {
     stages: Arc<[Stage]>,
     group: Tensor,
-    sum: Option<TrunkSum>,
 }
 
 impl Trunk {
     /// An expert's trunk: blocks with cross-attention, and the final layer.
     pub(crate) fn of_expert(parameters: &Parameters, depth: usize, heads: usize) -> Result<Self> {
-        let cross_attention = |block: &str| CrossAttention::new(parameters, block, heads).map(Some);
+        let cross_attention = |block: &str| CrossAttention::new(parameters, block, heads).map(Arc::new).map(Some);
         Self::new(parameters, depth, heads, cross_attention, Some(Final::new(parameters)?))
     }
 
@@ -56,24 +59,29 @@ impl Trunk {
         parameters: &Parameters,
         depth: usize,
         heads: usize,
-        cross_attention: impl Fn(&str) -> Result<Option<CrossAttention>>,
+        cross_attention: impl Fn(&str) -> Result<Option<Arc<CrossAttention>>>,
         last: Option<Final>,
     ) -> Result<Self> {
         let block = |layer: usize| {
             let name = format!("layers.{layer}");
             Ok(Block {
-                attention: SelfAttention::new(parameters, &name, heads)?,
+                attention: Arc::new(SelfAttention::new(parameters, &name, heads)?),
                 cross_attention: cross_attention(&name)?,
-                mlp: Mlp::new(parameters, &name)?,
+                mlp: Arc::new(Mlp::new(parameters, &name)?),
             })
         };
         let blocks = (0..depth).map(block).collect::<Result<Vec<_>>>()?;
-        let mut trunk = Self { blocks, last, fused: None };
+        let gradients = parameters.trunk_gradients().cloned();
+        let mut trunk = Self { blocks, last, fused: None, gradients, recompute: false };
         if let Some(group) = parameters.group(TRUNK) {
-            trunk.fused =
-                Some(Fused { stages: trunk.stages(parameters, heads)?, group, sum: parameters.trunk_sum().cloned() });
+            trunk.fused = Some(Fused { stages: trunk.stages(parameters, heads)?, group });
         }
         Ok(trunk)
+    }
+
+    /// Whether to keep no more of a sublayer than what it read, and to run it again on the way back.
+    pub(crate) fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
     }
 
     /// The sublayers in their order, over the trunk's group; the text follows the modulations in the condition.
@@ -105,9 +113,10 @@ impl Trunk {
     /// is cross-attention.
     pub(crate) fn forward(&self, x: &Tensor, modulations: &[Tensor], text: Option<&Tensor>) -> Result<Tensor> {
         match &self.fused {
-            Some(Fused { stages, group, sum }) if fused::fits(x) => {
+            Some(Fused { stages, group }) if fused::fits(x) => {
                 let condition: Vec<&Tensor> = modulations.iter().chain(text).collect();
-                fused::apply(stages, x, &Tensor::cat(&condition, 1)?, group, sum.as_ref())
+                let keep = if self.recompute { Keep::Inputs } else { Keep::All };
+                fused::apply(stages, x, &Tensor::cat(&condition, 1)?, group, keep, self.gradients.as_ref())
             }
             _ => self.composed(x, modulations, text),
         }
@@ -116,15 +125,30 @@ impl Trunk {
     fn composed(&self, x: &Tensor, modulations: &[Tensor], text: Option<&Tensor>) -> Result<Tensor> {
         let mut h = x.clone();
         for (block, modulation) in self.blocks.iter().zip(modulations) {
-            h = block.attention.forward(&h, &modulation.narrow(1, 0, BLOCK_ROWS / 2)?)?;
+            let rows = |start| modulation.narrow(1, start, BLOCK_ROWS / 2);
+            h = self.through(&block.attention, SelfAttention::forward, &h, &rows(0)?)?;
             if let (Some(cross_attention), Some(text)) = (&block.cross_attention, text) {
-                h = cross_attention.forward(&h, text)?;
+                h = self.through(cross_attention, CrossAttention::forward, &h, text)?;
             }
-            h = block.mlp.forward(&h, &modulation.narrow(1, BLOCK_ROWS / 2, BLOCK_ROWS / 2)?)?;
+            h = self.through(&block.mlp, Mlp::forward, &h, &rows(BLOCK_ROWS / 2)?)?;
         }
         match (&self.last, modulations.last()) {
             (Some(last), Some(modulation)) => last.forward(&h, modulation),
             _ => Ok(h),
+        }
+    }
+
+    /// `x` through a sublayer.
+    fn through<S: Send + Sync + 'static>(
+        &self,
+        sublayer: &Arc<S>,
+        forward: fn(&S, &Tensor, &Tensor) -> Result<Tensor>,
+        x: &Tensor,
+        condition: &Tensor,
+    ) -> Result<Tensor> {
+        match &self.gradients {
+            Some(gradients) if self.recompute => recomputed(gradients, sublayer, forward, [x, condition]),
+            _ => forward(sublayer, x, condition),
         }
     }
 }
@@ -136,6 +160,7 @@ mod tests {
     use super::*;
     use crate::{
         config::{ExpertConfig, PartConfig, RouterConfig},
+        gradients::Gradients,
         random::Stream,
     };
 
@@ -172,18 +197,21 @@ mod tests {
         })
     }
 
-    /// A trunk whose parameters are all random and none zero, so that no term is hidden, and the variable that holds them.
-    fn trunk(config: &PartConfig) -> (Trunk, Var) {
+    /// Variables that are all random and none zero, so that no term is hidden.
+    fn parameters(config: &PartConfig) -> Parameters {
         let mut stream = Stream::seeded(1, "parameters");
         let mut random =
             |shape: &Vec<usize>| (stream.normal_tensor(shape.clone(), &Device::Cpu).unwrap() * 0.2).unwrap();
         let tensors = config.shapes().iter().map(|(name, shape)| (name.clone(), random(shape))).collect();
-        let (parameters, variables) = Parameters::from_tensors(config, &tensors).unwrap().into_variables().unwrap();
+        Parameters::from_tensors(config, &tensors).unwrap().into_variables().unwrap().0
+    }
+
+    fn trunk(config: &PartConfig, parameters: &Parameters) -> Trunk {
         let trunk = match config {
-            PartConfig::Expert(_) => Trunk::of_expert(&parameters, DEPTH, HEADS),
-            PartConfig::Router(_) => Trunk::of_router(&parameters, DEPTH, HEADS),
+            PartConfig::Expert(_) => Trunk::of_expert(parameters, DEPTH, HEADS),
+            PartConfig::Router(_) => Trunk::of_router(parameters, DEPTH, HEADS),
         };
-        (trunk.unwrap(), variables[TRUNK].clone())
+        trunk.unwrap()
     }
 
     fn inputs(config: &PartConfig) -> (Var, Vec<Var>, Option<Var>) {
@@ -203,20 +231,25 @@ mod tests {
         }
     }
 
+    /// A loss whose gradient differs everywhere.
+    fn loss(out: &Tensor) -> Tensor {
+        let weight = Stream::seeded(3, "weight").normal_tensor(out.shape().clone(), &Device::Cpu).unwrap();
+        (out * weight).unwrap().sum_all().unwrap()
+    }
+
     #[test]
     fn the_fused_trunk_is_the_composed_one() {
         for config in [expert(), router()] {
-            let (trunk, group) = trunk(&config);
+            let parameters = parameters(&config);
+            let (trunk, group) = (trunk(&config, &parameters), parameters.group(TRUNK).unwrap());
             let (x, modulations, text) = inputs(&config);
             let plain: Vec<Tensor> = modulations.iter().map(|it| it.as_tensor().clone()).collect();
             let text = text.as_ref();
             let fused = || trunk.forward(&x, &plain, text.map(Var::as_tensor)).unwrap();
             let composed = || trunk.composed(&x, &plain, text.map(Var::as_tensor)).unwrap();
             let back = |out: Tensor| {
-                // A loss whose gradient differs everywhere.
-                let weight = Stream::seeded(3, "weight").normal_tensor(out.shape().clone(), &Device::Cpu).unwrap();
-                let store = (&out * weight).unwrap().sum_all().unwrap().backward().unwrap();
-                let read = [&x, &group].into_iter().chain(&modulations).chain(text);
+                let store = loss(&out).backward().unwrap();
+                let read = [&x, &group].into_iter().chain(modulations.iter().chain(text).map(Var::as_tensor));
                 let mut found: Vec<_> = read.map(|variable| store.get(variable).unwrap().clone()).collect();
                 found.push(out);
                 found
@@ -239,9 +272,39 @@ mod tests {
         }
     }
 
+    /// Both trunks, over two micro-batches.
+    #[test]
+    fn recomputing_gives_the_same_bits() {
+        for config in [expert(), router()] {
+            let parameters = parameters(&config).with_trunk_gradients();
+            let mut trunk = trunk(&config, &parameters);
+            let (x, modulations, text) = inputs(&config);
+            let plain: Vec<Tensor> = modulations.iter().map(|it| it.as_tensor().clone()).collect();
+            let read: Vec<&Tensor> = [&x].into_iter().chain(&modulations).chain(&text).map(Var::as_tensor).collect();
+            let mut back = |forward: fn(&Trunk, &Tensor, &[Tensor], Option<&Tensor>) -> Result<Tensor>, recompute| {
+                trunk.set_recompute(recompute);
+                let (mut found, mut gradients) = (Vec::new(), Gradients::none(&parameters));
+                for _ in 0..2 {
+                    let out = forward(&trunk, &x, &plain, text.as_ref().map(Var::as_tensor)).unwrap();
+                    let store = loss(&out).backward().unwrap();
+                    found.extend(read.iter().map(|tensor| store.get(tensor).unwrap().clone()));
+                    found.push(out);
+                    gradients.add(store).unwrap();
+                }
+                let gradients = gradients.finish().unwrap().unwrap();
+                found.push(gradients.get(&parameters.group(TRUNK).unwrap()).unwrap().clone());
+                let bits = |tensor: Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                found.into_iter().map(bits).collect::<Vec<_>>()
+            };
+            for forward in [Trunk::forward, Trunk::composed] {
+                assert!(back(forward, true) == back(forward, false));
+            }
+        }
+    }
+
     #[test]
     fn shapes_that_do_not_fit_are_refused() {
-        let (trunk, _) = trunk(&router());
+        let trunk = trunk(&router(), &parameters(&router()));
         let tensor = |rows: usize, width: usize| Tensor::zeros((2, rows, width), DType::F32, &Device::Cpu).unwrap();
         let modulations = |width: usize| vec![tensor(BLOCK_ROWS, width); DEPTH];
         trunk.forward(&tensor(6, WIDTH), &modulations(WIDTH), None).unwrap();

@@ -89,6 +89,13 @@ fn measure_and_compare() {
         assert!(measured <= promised + promised / 20, "{samples} samples take {measured} bytes, not {promised}");
         assert!(promised <= 2 * measured, "{samples} samples take {measured} bytes only, not {promised}");
     }
+    // What a thread has in hand at a time is the same in both, so that only more samples than those tell them apart.
+    let kept = Footprint::from_peaks(peak(&trainer, 16), peak(&trainer, 32));
+    trainer.set_recompute(true);
+    let recomputed = Footprint::from_peaks(peak(&trainer, 16), peak(&trainer, 32));
+    println!("{kept:?}, recomputed {recomputed:?}");
+    assert!(2 * recomputed.sample_bytes < kept.sample_bytes, "{kept:?}, recomputed {recomputed:?}");
+    trainer.set_recompute(false);
     let budget = footprint.bytes(32) / 3;
     let samples = footprint.micro_batch(32, budget).unwrap();
     assert!((2..32).contains(&samples), "{samples}");

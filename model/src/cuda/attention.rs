@@ -2,7 +2,8 @@
 
 use candle_core::{D, DType, Result, Tensor, bail};
 
-use super::launch::{ATTENTION, ATTENTION_TENSOR_CORES, Gpu, Launch, Module, Output, Spread, dense, suffix};
+use super::launch::{ATTENTION, ATTENTION_TENSOR_CORES, Gpu, Launch, Module, Spread, suffix};
+use crate::graph::{Output, dense};
 
 /// The longest head that the kernels take.
 const HEAD_MAX: usize = 128;

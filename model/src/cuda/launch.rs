@@ -12,8 +12,9 @@ use candle_core::{
         CudaStorageSlice, WrapErr,
         cudarc::driver::{CudaFunction, CudaStream, DevicePtr, LaunchConfig, PushKernelArg},
     },
-    op::BackpropOp,
 };
+
+use crate::graph::Output;
 
 /// Kernels of one source file.
 pub(crate) struct Module {
@@ -46,15 +47,6 @@ pub(crate) fn suffix(precision: DType) -> Result<&'static str> {
 /// A size as kernels take it.
 pub(crate) fn size(number: usize) -> Result<u32> {
     u32::try_from(number).map_err(|_| candle_core::Error::msg(format!("{number} is too large for a CUDA kernel")))
-}
-
-/// What vector loads ask of an address, bytes.
-const ALIGNMENT: usize = 16;
-
-/// A tensor as kernels read it: contiguous, and beginning where vector loads may.
-pub(crate) fn dense(tensor: &Tensor) -> Result<Tensor> {
-    let start_bytes = tensor.layout().start_offset() * tensor.dtype().size_in_bytes();
-    if start_bytes.is_multiple_of(ALIGNMENT) { tensor.contiguous() } else { tensor.force_contiguous() }
 }
 
 /// Where a contiguous tensor's numbers begin in the device's memory.
@@ -97,7 +89,7 @@ impl Gpu {
         #[expect(unsafe_code, reason = "memory that a kernel fills is not cleared before")]
         // SAFETY: numbers of any bits are numbers; the kernels write every one of an output before anything reads it.
         let storage = unsafe { self.device.alloc_uninit(&shape, precision)? };
-        Ok(Output { storage, shape })
+        Ok(Output { storage: Storage::Cuda(storage), shape })
     }
 
     /// The beginning of a launch of a kernel.
@@ -151,7 +143,8 @@ impl Launch<'_> {
 
     /// What the kernel writes from number `start` on.
     pub(crate) fn output_from(mut self, output: &Output, start: usize) -> Result<Self> {
-        self.arguments.push(address_in(&output.storage, start)?);
+        let Storage::Cuda(storage) = &output.storage else { bail!("a kernel writes to its device's memory") };
+        self.arguments.push(address_in(storage, start)?);
         Ok(self)
     }
 
@@ -190,18 +183,5 @@ impl Launch<'_> {
         // before; they live until the kernel is in the stream, and memory is freed and reused in the stream's order.
         unsafe { launch.launch(config) }.w()?;
         Ok(())
-    }
-}
-
-/// What a kernel writes.
-pub(crate) struct Output {
-    pub(super) storage: CudaStorage,
-    pub(super) shape: Shape,
-}
-
-impl Output {
-    /// As a tensor without a past.
-    pub(crate) fn into_tensor(self) -> Tensor {
-        Tensor::from_storage(Storage::Cuda(self.storage), self.shape, BackpropOp::none(), false)
     }
 }

@@ -4,7 +4,6 @@
 //! concept; what surrounds them here checks shapes, so that a kernel never reads what is not there.
 
 mod attention;
-mod graph;
 mod launch;
 mod modulation;
 mod prepare;

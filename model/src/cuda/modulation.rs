@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::launch::{Gpu, MODULATION, Spread, dense, suffix};
-use crate::sublayers::LAYER_NORM_EPSILON;
+use super::launch::{Gpu, MODULATION, Spread, suffix};
+use crate::{graph::dense, sublayers::LAYER_NORM_EPSILON};
 
 /// Threads of a block that sums over tokens, as in the kernels.
 const COLUMNS: usize = 32;

@@ -2,7 +2,8 @@
 
 use candle_core::{D, DType, Result, Tensor, bail};
 
-use super::launch::{Gpu, POINTWISE, Spread, dense, suffix};
+use super::launch::{Gpu, POINTWISE, Spread, suffix};
+use crate::graph::dense;
 
 /// Threads of a block that sums over rows, as in the kernels.
 const COLUMNS: usize = 32;

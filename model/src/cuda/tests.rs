@@ -252,28 +252,57 @@ impl BatchSource for Noise {
     }
 }
 
+/// A small expert and a small router.
+fn parts() -> [PartConfig; 2] {
+    let (width, depth, heads, caption_width) = (48, 1, 3, Some(12));
+    let router = RouterConfig { channels: 3, size: 8, patch: 2, width, depth, heads, clusters: 2, caption_width };
+    [PartConfig::Expert(config()), PartConfig::Router(router)]
+}
+
+const SETTINGS: TrainSettings = TrainSettings {
+    batch: 2,
+    learning_rate: 1e-3,
+    warmup_steps: 2,
+    clip: 1.0,
+    ema_decay: 0.9,
+    caption_drop: 0.5,
+    objective: Objective::Velocity,
+};
+
+/// A part at its beginning.
+fn trainer(part: &PartConfig, device: &Device) -> Trainer {
+    let null = Noise.batch(&[0], &Device::Cpu).unwrap().text;
+    Trainer::new(part.clone(), SETTINGS, &[7; 32], &null, device).unwrap()
+}
+
+#[test]
+fn recomputing_on_cuda_gives_the_same_bits() {
+    let Some(device) = device() else { return };
+    for part in parts() {
+        let trained = |recompute| {
+            let mut trainer = trainer(&part, &device);
+            trainer.set_recompute(recompute);
+            // Two micro-batches a step.
+            trainer.set_micro_batch(1);
+            for _ in 0..2 {
+                trainer.step(&Noise).unwrap();
+            }
+            trainer.state().unwrap()
+        };
+        assert!(trained(true) == trained(false));
+    }
+}
+
 #[test]
 fn a_part_moves_from_cuda_to_the_cpu_and_back() {
     let Some(device) = device() else { return };
-    let (width, depth, heads, caption_width) = (48, 1, 3, Some(12));
-    let router = RouterConfig { channels: 3, size: 8, patch: 2, width, depth, heads, clusters: 2, caption_width };
-    for part in [PartConfig::Expert(config()), PartConfig::Router(router)] {
+    for part in parts() {
         moves(&part, &device);
     }
 }
 
 fn moves(part: &PartConfig, device: &Device) {
-    let settings = TrainSettings {
-        batch: 2,
-        learning_rate: 1e-3,
-        warmup_steps: 2,
-        clip: 1.0,
-        ema_decay: 0.9,
-        caption_drop: 0.5,
-        objective: Objective::Velocity,
-    };
-    let null = Noise.batch(&[0], &Device::Cpu).unwrap().text;
-    let mut trainer = Trainer::new(part.clone(), settings, &[7; 32], &null, device).unwrap();
+    let mut trainer = trainer(part, device);
     let losses: Vec<f32> = (1..=READ_EVERY).map(|_| trainer.step(&Noise).unwrap().loss).collect();
     let unread = &losses[..losses.len() - 1];
     assert!(unread.iter().all(|loss| *loss == losses[0]) && losses.last() != losses.first(), "{losses:?}");
@@ -281,8 +310,9 @@ fn moves(part: &PartConfig, device: &Device) {
     assert!(report.step == READ_EVERY + 1 && report.loss.is_finite() && report.gradient_norm > 0.0, "{report:?}");
 
     let (state, weights) = (trainer.state().unwrap(), trainer.weights().unwrap());
+    let null = Noise.batch(&[0], &Device::Cpu).unwrap().text;
     let resume = |device: &Device, state: &[u8]| {
-        Trainer::resume(part.clone(), settings, &[7; 32], &null, state, device).unwrap()
+        Trainer::resume(part.clone(), SETTINGS, &[7; 32], &null, state, device).unwrap()
     };
     let mut on_cpu = resume(&Device::Cpu, &state);
     assert!(on_cpu.state().unwrap() == state && on_cpu.weights().unwrap() == weights, "the CPU reads another state");

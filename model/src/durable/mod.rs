@@ -64,18 +64,22 @@ pub struct Setup {
     pub null_text: Text,
     /// Where it is trained.
     pub device: Device,
+    /// See [`Trainer::set_recompute`].
+    pub recompute: bool,
     /// The weights that its first step starts from, as [`Trainer::weights`] writes them; random ones where none are given.
     pub base: Option<Arc<[u8]>>,
 }
 
 impl Setup {
     fn trainer(&self, state: Option<&State>) -> Result<Trainer, TrainError> {
-        let Self { config, settings, key, null_text, device, base } = self;
-        match (state, base) {
+        let Self { config, settings, key, null_text, device, recompute, base } = self;
+        let mut trainer = match (state, base) {
             (Some(state), _) => Trainer::from_state(config.clone(), *settings, key, null_text, state, device),
             (None, Some(base)) => Trainer::from_base(config.clone(), *settings, key, null_text, base, device),
             (None, None) => Trainer::new(config.clone(), *settings, key, null_text, device),
-        }
+        }?;
+        trainer.set_recompute(*recompute);
+        Ok(trainer)
     }
 }
 

@@ -22,7 +22,7 @@ use operation::Operation;
 pub(crate) use sublayers::{CrossAttention, Final, Mlp, SelfAttention};
 use tile::{Gradients, Tile};
 
-use crate::gradients::TrunkSum;
+use crate::gradients::TrunkGradients;
 
 /// A sublayer over slices.
 pub(crate) trait Sublayer: Send + Sync {
@@ -73,24 +73,33 @@ pub(crate) enum Rows {
     From(usize),
 }
 
+/// What the forward pass leaves to the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// Nothing: no gradient will be asked for.
+    Nothing,
+    /// What each stage read; the backward pass runs it again.
+    Inputs,
+    /// All that the backward pass reads.
+    All,
+}
+
 /// True where [`apply`] can be used.
 pub(crate) fn fits(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
 }
 
 /// Applies `stages` one after the other to `x` `[B,T,W]`, with `condition` `[B,R,W]` and the flat `group` of all parameters. Only the last stage may
-/// change the width. The group's gradient goes to `sum`, where there is one, and else through candle.
+/// change the width. The group's gradient goes to `gradients`, where there is such a place, and else through candle.
 pub(crate) fn apply(
     stages: &Arc<[Stage]>,
     x: &Tensor,
     condition: &Tensor,
     group: &Tensor,
-    sum: Option<&TrunkSum>,
+    keep: Keep,
+    gradients: Option<&TrunkGradients>,
 ) -> Result<Tensor> {
-    let differentiable = [x, condition, group].iter().any(|tensor| tensor.track_op() || tensor.is_variable());
-    x.contiguous()?.apply_op3(
-        &condition.contiguous()?,
-        group,
-        Operation::new(stages.clone(), differentiable, sum.cloned()),
-    )
+    let differentiable = [x, condition, group].iter().any(|tensor| tensor.track_op());
+    let keep = if differentiable { keep } else { Keep::Nothing };
+    x.contiguous()?.apply_op3(&condition.contiguous()?, group, Operation::new(stages.clone(), keep, gradients.cloned()))
 }

@@ -9,12 +9,12 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape as TensorShape, T
 use rayon::prelude::*;
 
 use super::{
-    Backward, Rows, Stage,
+    Backward, Keep, Rows, Stage,
     tile::{Gradients, Shape, Tile},
 };
 use crate::vector::vectorised;
 use crate::{
-    gradients::TrunkSum,
+    gradients::TrunkGradients,
     host::{numbers, with_numbers},
 };
 
@@ -26,10 +26,11 @@ const SUM_BLOCK: usize = 1 << 14;
 /// Stages applied to a batch.
 pub(super) struct Operation {
     stages: Arc<[Stage]>,
-    /// What the forward pass leaves to the backward pass; none where no gradient will be asked for.
-    kept: Option<Mutex<Option<Vec<Share>>>>,
+    keep: Keep,
+    /// What the forward pass leaves to the backward pass.
+    kept: Mutex<Option<Vec<Share>>>,
     /// Where the group's gradient goes, if not through candle.
-    sum: Option<TrunkSum>,
+    gradients: Option<TrunkGradients>,
 }
 
 /// A thread's share of the batch, after the forward pass.
@@ -41,6 +42,7 @@ struct Share {
 /// What a stage left behind.
 struct Kept {
     input: Vec<f32>,
+    /// Of each tile; none where they run again.
     tiles: Vec<Box<dyn Backward>>,
 }
 
@@ -106,8 +108,8 @@ impl Rows {
 }
 
 impl Operation {
-    pub(super) fn new(stages: Arc<[Stage]>, differentiable: bool, sum: Option<TrunkSum>) -> Self {
-        Self { stages, kept: differentiable.then(Mutex::default), sum }
+    pub(super) fn new(stages: Arc<[Stage]>, keep: Keep, gradients: Option<TrunkGradients>) -> Self {
+        Self { stages, keep, kept: Mutex::default(), gradients }
     }
 
     /// Checks that the shapes fit the stages.
@@ -167,9 +169,15 @@ impl Operation {
                 stage.sublayer.forward(tile, &mut next)
             };
             let tiles = h.chunks(tile_rows * width).enumerate().map(forward);
-            match &self.kept {
-                Some(_) => kept.push(Kept { tiles: tiles.collect(), input: h }),
-                None => tiles.for_each(drop),
+            let tiles = match self.keep {
+                Keep::All => tiles.collect(),
+                Keep::Nothing | Keep::Inputs => {
+                    tiles.for_each(drop);
+                    Vec::new()
+                }
+            };
+            if self.keep != Keep::Nothing {
+                kept.push(Kept { tiles, input: h });
             }
             h = next;
         }
@@ -191,15 +199,20 @@ impl Operation {
                 true => gradient.clone(),
                 false => vec![0.0; kept.input.len()],
             };
-            let tiles = kept.tiles.into_iter().zip(kept.input.chunks(tile_rows * width));
+            let (mut tiles, mut again) = (kept.tiles.into_iter(), Vec::new());
             let gradients = gradient.chunks(tile_rows * output_width).zip(dx.chunks_mut(tile_rows * width));
-            for (number, ((backward, x), (gradient, dx))) in tiles.zip(gradients).enumerate() {
+            for (number, (x, (gradient, dx))) in kept.input.chunks(tile_rows * width).zip(gradients).enumerate() {
                 let condition = &input.condition_of(&rows, number * tile_samples, tile_samples);
                 let mut dcondition_of_tile = vec![0.0; condition.len()];
                 let (group, dgroup) = (&input.group[stage.parameters.clone()], &mut dgroup[stage.parameters.clone()]);
                 let shape = Shape { tokens: input.tokens, condition: rows.len(), width };
                 let into = Gradients { x: dx, condition: &mut dcondition_of_tile, group: dgroup };
-                backward.backward(Tile { shape, group, x, condition }, gradient, into);
+                let tile = Tile { shape, group, x, condition };
+                let backward = tiles.next().unwrap_or_else(|| {
+                    again.clear();
+                    stage.sublayer.forward(tile, &mut again)
+                });
+                backward.backward(tile, gradient, into);
                 let samples = dcondition.chunks_exact_mut(input.rows * width).skip(number * tile_samples);
                 for (sum, dcondition) in samples.zip(dcondition_of_tile.chunks_exact(rows.len() * width)) {
                     add(&mut sum[rows.start * width..rows.end * width], dcondition);
@@ -242,8 +255,8 @@ impl CustomOp3 for Operation {
         let mut out = vec![0.0; batch * sample];
         let outs = split_mut(&mut out, shares(batch).map(|samples| samples.len() * sample).collect());
         let kept = shares(batch).zip(outs).map(|(samples, out)| self.forward(input, samples, out)).collect();
-        if let Some(place) = &self.kept {
-            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+        if self.keep != Keep::Nothing {
+            *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
         }
         Ok((CpuStorage::F32(out), (batch, input.tokens, output_width).into()))
     }
@@ -256,8 +269,7 @@ impl CustomOp3 for Operation {
         _out: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let place = self.kept.as_ref();
-        let Some(shares) = place.and_then(|kept| kept.lock().unwrap_or_else(PoisonError::into_inner).take()) else {
+        let Some(shares) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             bail!(
                 "the trunk kept nothing to differentiate: it ran forward without a variable in sight, or went back before"
             );
@@ -267,7 +279,7 @@ impl CustomOp3 for Operation {
             let sample = gradient.len() / input.samples();
             // The first share adds to what earlier passes gave.
             let mut sums: Vec<Option<Vec<f32>>> = shares.iter().map(|_| None).collect();
-            sums[0] = self.sum.as_ref().and_then(TrunkSum::take);
+            sums[0] = self.gradients.as_ref().and_then(TrunkGradients::take_group);
             let back = |(share, sum): (Share, Option<Vec<f32>>)| {
                 let gradient = &gradient[share.samples.start * sample..share.samples.end * sample];
                 self.backward(input, share, gradient, sum.unwrap_or_else(|| vec![0.0; group.len()]))
@@ -282,9 +294,9 @@ impl CustomOp3 for Operation {
             dgroups.push(share.group);
         }
         let tensor = |numbers: Vec<f32>, like: &Tensor| Tensor::from_vec(numbers, like.shape(), like.device());
-        let dgroup = match &self.sum {
-            Some(sum) => {
-                sum.put(total(dgroups));
+        let dgroup = match &self.gradients {
+            Some(gradients) => {
+                gradients.put_group(total(dgroups));
                 None
             }
             None => Some(tensor(total(dgroups), group)?),

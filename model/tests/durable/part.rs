@@ -52,6 +52,7 @@ pub(crate) fn setup() -> Setup {
         key: [7; 32],
         null_text: Text { tokens: zeros(&[1, TOKENS, WIDTH]), pooled: zeros(&[1, WIDTH]) },
         device: Device::Cpu,
+        recompute: false,
         base: None,
     }
 }

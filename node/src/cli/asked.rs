@@ -13,7 +13,7 @@ use paris_protocol::{hash::Hash, mixture::Mixture};
 
 use crate::{
     api::{ApiError, Client},
-    runtime::{AssembledPart, Assembly, KeepError, Node, NodeConfig, SNAPSHOT_EVERY},
+    runtime::{AssembledPart, Assembly, Compute, KeepError, Node, NodeConfig, SNAPSHOT_EVERY},
     sampling::{is_here, manifest_from_hex},
     store::DataDir,
 };
@@ -43,7 +43,7 @@ impl Asked {
             mdns: false,
             memory_limit: None,
             disk_reserve: 0,
-            device: DeviceChoice::Cpu,
+            compute: Compute { device: DeviceChoice::Cpu, recompute: false },
             snapshot_every: SNAPSHOT_EVERY,
         };
         Ok(Self::Own(Box::new(Node::start(config, tokio::time::sleep(wait)).await?)))

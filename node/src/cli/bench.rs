@@ -73,6 +73,9 @@ pub(super) struct Train {
     /// Samples that go through the model at once, the whole step if not given: fewer take less memory.
     #[arg(long, conflicts_with = "forward_only")]
     micro_batch: Option<usize>,
+    /// Compute what the way back reads a second time instead of keeping it, as `run --recompute`: less memory, more time.
+    #[arg(long, conflicts_with = "forward_only")]
+    recompute: bool,
     /// Threads; as many as the machine has cores if not given.
     #[arg(long)]
     threads: Option<usize>,
@@ -193,6 +196,7 @@ impl Train {
         let null = data.batch(&[0], &Device::Cpu)?.text;
         let mut trainer = Trainer::new(PartConfig::Expert(config.clone()), settings, &KEY, &null, &Device::Cpu)?;
         trainer.set_micro_batch(self.micro_batch.unwrap_or(self.batch));
+        trainer.set_recompute(self.recompute);
         Ok(Box::new(move || Ok(trainer.step(&data).map(drop)?)))
     }
 

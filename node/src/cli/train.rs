@@ -64,6 +64,9 @@ pub(super) struct Base {
     /// Where to train: auto, cpu or cuda:N.
     #[arg(long, default_value_t, env = "PARIS_DEVICE")]
     device: DeviceChoice,
+    /// Train in less memory and more time: the same weights, to the bit.
+    #[arg(long, env = "PARIS_RECOMPUTE")]
+    recompute: bool,
 
     /// Width of the experts.
     #[arg(long, default_value_t = 192, help_heading = "Models")]
@@ -125,6 +128,7 @@ impl Base {
             key: self.key(),
             null_text: encoder.encode(&[""], &Device::Cpu)?,
             device,
+            recompute: self.recompute,
             base: None,
         };
         setup.config.validate()?;

@@ -9,9 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use libp2p::Multiaddr;
-use paris_model::{
-    Device, config::PartConfig, data::Dataset, device::DeviceChoice, parameters::Parameters, text::TextEncoder,
-};
+use paris_model::{Device, config::PartConfig, data::Dataset, parameters::Parameters, text::TextEncoder};
 use paris_protocol::{
     agent::FetchFailure,
     checkpoint::{Blob, Checkpoint, CheckpointId},
@@ -24,7 +22,7 @@ use paris_protocol::{
     ticket::{Seed, Ticket},
 };
 
-use super::{AssembledPart, BASE_TAG, addresses, recipe, trainer::Job};
+use super::{AssembledPart, BASE_TAG, Compute, addresses, recipe, trainer::Job};
 use crate::{
     blobs::{Blobs, BlobsError, FetchRequest, Size},
     hex,
@@ -49,7 +47,7 @@ pub(super) struct BlobWork {
     ticket: Arc<Ticket>,
     weights_dir: Arc<Path>,
     shards_dir: Arc<Path>,
-    device: DeviceChoice,
+    compute: Compute,
     /// The run's text encoder; none where nothing is trained.
     text: Option<Arc<dyn TextEncoder>>,
 }
@@ -60,11 +58,11 @@ impl BlobWork {
         manifest: Arc<Manifest>,
         ticket: Ticket,
         dir: &DataDir,
-        device: DeviceChoice,
+        compute: Compute,
         text: Option<Arc<dyn TextEncoder>>,
     ) -> Self {
         let (weights_dir, shards_dir) = (dir.weights_path().into(), dir.shards_path().into());
-        Self { blobs, manifest, ticket: Arc::new(ticket), weights_dir, shards_dir, device, text }
+        Self { blobs, manifest, ticket: Arc::new(ticket), weights_dir, shards_dir, compute, text }
     }
 
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
@@ -202,7 +200,7 @@ impl BlobWork {
         me: NodeId,
         peers: &[NodeId],
     ) -> anyhow::Result<Job> {
-        let (manifest, device) = (self.manifest.clone(), self.device);
+        let (manifest, compute) = (self.manifest.clone(), self.compute);
         let encoder = self.text.clone().context("this node was started to train nothing")?;
         let config = recipe::part_config(&manifest, part);
         let state_is_own = from.as_ref().is_some_and(|checkpoint| checkpoint.author() == me);
@@ -235,7 +233,7 @@ impl BlobWork {
                 held_out: Dataset::open(held_out, encoder)?,
                 steps: training.steps,
                 checkpoint_every: Duration::from_millis(manifest.ownership.checkpoint_ms.into()),
-                device,
+                compute,
             })
         })
         .await?

@@ -12,11 +12,7 @@ mod trainer;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use paris_model::{
-    config::PartConfig,
-    device::{DeviceChoice, DeviceError},
-    text::TextEncoder,
-};
+use paris_model::{config::PartConfig, device::DeviceError, text::TextEncoder};
 use paris_protocol::{
     agent::{Agent, InviteError, Mirror, Settings},
     checkpoint::{Checkpoint, CheckpointId},
@@ -35,6 +31,7 @@ use tokio::{
 pub(crate) use self::blob_work::shard_tag;
 pub use self::keeping::SNAPSHOT_EVERY;
 pub use self::mixtures::KeepError;
+pub use self::trainer::Compute;
 use self::{
     blob_work::{BlobWork, size_limits},
     driver::Driver,
@@ -76,8 +73,8 @@ pub struct NodeConfig {
     pub memory_limit: Option<u64>,
     /// Bytes of the disk that are left free: below it and the room that the next checkpoints take, the node stops.
     pub disk_reserve: u64,
-    /// Where its parts are trained.
-    pub device: DeviceChoice,
+    /// How its parts are trained.
+    pub compute: Compute,
     /// Between two snapshots of a part in training.
     pub snapshot_every: Duration,
 }
@@ -272,7 +269,7 @@ impl Node {
     pub async fn start(config: NodeConfig, give_up: impl Future<Output = ()>) -> Result<Self, NodeError> {
         if config.capacity != Some(0) {
             // A device that is not to be had is said now, not when a part is to be trained.
-            config.device.open_to_train()?;
+            config.compute.device.open_to_train()?;
         }
         let lock = config.dir.lock()?;
         let secret = config.dir.secret()?;
@@ -338,7 +335,7 @@ impl Node {
         let (network, network_events) = Network::start(network_config)?;
 
         let (calls, call_queue) = mpsc::channel(CALLS_MAX);
-        let work = BlobWork::new(blobs, manifest, ticket, &config.dir, config.device, text);
+        let work = BlobWork::new(blobs, manifest, ticket, &config.dir, config.compute, text);
         let places = Places::new(config.dir, run, config.snapshot_every);
         let history = places.history();
         let keeping = Keeping::new(places, agent.manifest().parts());
@@ -394,7 +391,7 @@ impl Room {
 /// The run's text encoder, so that missing files are said now, not when a part is to be trained. CLIP takes a second or two.
 async fn read_text_encoder(manifest: &Manifest, config: &NodeConfig) -> Result<Arc<dyn TextEncoder>, NodeError> {
     let (named, shape) = (manifest.additions.encoders.text, manifest.text);
-    let (folder, device) = (config.dir.encoders_path(), config.device.open_to_train()?);
+    let (folder, device) = (config.dir.encoders_path(), config.compute.device.open_to_train()?);
     let read = tokio::task::spawn_blocking(move || encoders::text_encoder(named, shape, &folder, &device));
     Ok(read.await.map_err(|_| NodeError::Stopped)??)
 }

@@ -41,6 +41,15 @@ const HELD_OUT_SAMPLES: usize = 256;
 /// Weight of the newest step in the reported training loss.
 const LOSS_SMOOTHING: f32 = 0.05;
 
+/// How this machine trains.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Compute {
+    /// Where.
+    pub device: DeviceChoice,
+    /// In less memory and more time ([`Trainer::set_recompute`](paris_model::trainer::Trainer::set_recompute)).
+    pub recompute: bool,
+}
+
 /// Everything a trainer needs.
 pub(super) struct Job {
     pub(super) part: Part,
@@ -60,8 +69,7 @@ pub(super) struct Job {
     /// Steps at which the part is finished; 0 for never.
     pub(super) steps: u64,
     pub(super) checkpoint_every: Duration,
-    /// Where to train.
-    pub(super) device: DeviceChoice,
+    pub(super) compute: Compute,
 }
 
 /// What a trainer has to say.
@@ -126,8 +134,9 @@ fn train(
     events: &mpsc::Sender<TrainerEvent>,
 ) -> anyhow::Result<()> {
     let Job { part, config, settings, key, null_text, state, state_is_own, base, train, held_out, .. } = job;
-    let (steps, checkpoint_every, device) = (job.steps, job.checkpoint_every, job.device.open_to_train()?);
-    let setup = Setup { config: config.clone(), settings, key, null_text, device, base };
+    let (steps, checkpoint_every, Compute { device, recompute }) = (job.steps, job.checkpoint_every, job.compute);
+    let device = device.open_to_train()?;
+    let setup = Setup { config: config.clone(), settings, key, null_text, device, recompute, base };
     let mut recorder = Recorder::open(part, &places.history(), events.clone());
     let beginning = Beginning::choose(setup, &places.run(), places.snapshots(part), state)?;
     let trained_here = state_is_own || matches!(beginning.origin(), Origin::Snapshot { .. });
@@ -301,7 +310,7 @@ mod tests {
             held_out: open(),
             steps: 0,
             checkpoint_every: Duration::from_secs(3600),
-            device: DeviceChoice::Cpu,
+            compute: Compute { device: DeviceChoice::Cpu, recompute: false },
         }
     }
 

@@ -129,6 +129,7 @@ fn begin(
         key: plan.key(part),
         null_text: data.null.clone(),
         device: device.clone(),
+        recompute: false,
         base,
     };
     Ok(Durable::begin(setup, &plan.id()?, Snapshots::new(snapshots, &part.name()), None)?)

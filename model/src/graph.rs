@@ -1,12 +1,54 @@
-//! How a kernel's output enters candle's graph: it is computed first, from tensors, and then handed to a node that knows the way back.
+//! How what was computed outside of candle's graph enters it: it is computed first, from tensors, and then handed to a node that knows the way back.
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+#[cfg(feature = "cuda")]
+use candle_core::op::BackpropOp;
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor,
+    backprop::GradStore, bail,
+};
 
-use super::launch::{Output, dense};
+/// What vector loads ask of an address, bytes.
+const ALIGNMENT: usize = 16;
+
+/// A tensor as kernels read it: contiguous, and beginning where vector loads may.
+pub(crate) fn dense(tensor: &Tensor) -> Result<Tensor> {
+    let start_bytes = tensor.layout().start_offset() * tensor.dtype().size_in_bytes();
+    if start_bytes.is_multiple_of(ALIGNMENT) { tensor.contiguous() } else { tensor.force_contiguous() }
+}
+
+/// What was computed.
+pub(crate) struct Output {
+    pub(crate) storage: Storage,
+    pub(crate) shape: Shape,
+}
+
+/// The gradients of whatever `out` came from, where its own gradient is `gradient`.
+pub(crate) fn backward_from(out: &Tensor, gradient: &Tensor) -> Result<GradStore> {
+    let gradient = gradient.clone();
+    // candle begins at a number: here one that has nothing to do with `out` but its place after it.
+    let end = Output::copy_of(&Tensor::zeros((), out.dtype(), out.device())?)?;
+    end.of1("end", [out], move |_, _, _| Ok([Some(gradient.clone())]))?.backward()
+}
 
 impl Output {
+    /// A copy of a tensor's numbers, without its past.
+    pub(crate) fn copy_of(tensor: &Tensor) -> Result<Self> {
+        let from_its_start = match tensor.layout().start_offset() {
+            0 => tensor.contiguous()?,
+            _ => tensor.force_contiguous()?,
+        };
+        let (storage, layout) = from_its_start.storage_and_layout();
+        Ok(Self { storage: storage.try_clone(layout)?, shape: tensor.shape().clone() })
+    }
+
+    /// As a tensor without a past.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn into_tensor(self) -> Tensor {
+        Tensor::from_storage(self.storage, self.shape, BackpropOp::none(), false)
+    }
+
     /// As what became of one tensor. `backward` takes what was read, what was written and its gradient, and gives the gradients of what was read.
     pub(crate) fn of1<B>(self, name: &'static str, [x]: [&Tensor; 1], backward: B) -> Result<Tensor>
     where
@@ -24,6 +66,7 @@ impl Output {
     }
 
     /// As what became of three tensors.
+    #[cfg(feature = "cuda")]
     pub(crate) fn of3<B>(self, name: &'static str, [x, y, z]: [&Tensor; 3], backward: B) -> Result<Tensor>
     where
         B: Fn([&Tensor; 3], &Tensor, &Tensor) -> Result<[Option<Tensor>; 3]> + Send + Sync + 'static,
@@ -45,15 +88,25 @@ impl<B> Node<B> {
         Self { name, output: Mutex::new(Some(output)), backward }
     }
 
-    fn take(&self) -> Result<(CudaStorage, Shape)> {
+    fn take(&self) -> Result<Output> {
         match self.output.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(Output { storage, shape }) => Ok((storage, shape)),
+            Some(output) => Ok(output),
             None => bail!("{} was asked for its output twice", self.name),
         }
     }
 
-    fn not_here(&self) -> Result<(CpuStorage, Shape)> {
-        bail!("{} has no CPU form: it is written for CUDA", self.name)
+    fn on_cpu(&self) -> Result<(CpuStorage, Shape)> {
+        match self.take()? {
+            Output { storage: Storage::Cpu(storage), shape } => Ok((storage, shape)),
+            _ => bail!("{} was computed on another device than the CPU, where its inputs are", self.name),
+        }
+    }
+
+    fn on_cuda(&self) -> Result<(CudaStorage, Shape)> {
+        match self.take()? {
+            Output { storage: Storage::Cuda(storage), shape } => Ok((storage, shape)),
+            _ => bail!("{} was computed on another device than CUDA, where its inputs are", self.name),
+        }
     }
 }
 
@@ -66,11 +119,11 @@ where
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.not_here()
+        self.on_cpu()
     }
 
     fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        self.take()
+        self.on_cuda()
     }
 
     fn bwd(&self, x: &Tensor, out: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
@@ -88,11 +141,11 @@ where
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.not_here()
+        self.on_cpu()
     }
 
     fn cuda_fwd(&self, _: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        self.take()
+        self.on_cuda()
     }
 
     fn bwd(&self, x: &Tensor, y: &Tensor, out: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
@@ -118,7 +171,7 @@ where
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.not_here()
+        self.on_cpu()
     }
 
     fn cuda_fwd(
@@ -130,7 +183,7 @@ where
         _: &CudaStorage,
         _: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        self.take()
+        self.on_cuda()
     }
 
     fn bwd(
