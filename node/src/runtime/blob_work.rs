@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use libp2p::Multiaddr;
 use paris_model::{Device, config::PartConfig, data::Dataset, parameters::Parameters, text::TextEncoder};
 use paris_protocol::{
-    agent::FetchFailure,
+    agent::{FetchFailure, Made},
     checkpoint::{Blob, Checkpoint, CheckpointId},
     codec::Wire,
     hash::Hash,
@@ -24,7 +24,7 @@ use paris_protocol::{
 
 use super::{AssembledPart, BASE_TAG, Compute, addresses, recipe, trainer::Job};
 use crate::{
-    blobs::{Blobs, BlobsError, FetchRequest, Size},
+    blobs::{Blobs, BlobsError, FetchRequest, Size, Stored},
     hex,
     store::DataDir,
 };
@@ -107,24 +107,29 @@ impl BlobWork {
     }
 
     /// Puts a checkpoint that was trained here into the store, durably.
-    pub(super) async fn store_checkpoint(&self, weights: Vec<u8>, state: Vec<u8>) -> anyhow::Result<(Blob, Blob)> {
-        Ok((self.store(weights).await?, self.store(state).await?))
-    }
-
-    async fn store(&self, bytes: Vec<u8>) -> anyhow::Result<Blob> {
-        let blob = Blob { hash: Hash::of(&bytes), bytes: bytes.len() as u64 };
-        self.blobs.add_bytes(&format!("{NEW}{}", blob.hash), bytes).await?;
-        Ok(blob)
+    pub(super) async fn store_checkpoint(
+        &self,
+        part: Part,
+        step: u64,
+        weights: Vec<u8>,
+        state: Vec<u8>,
+    ) -> Result<(Blob, Blob), BlobsError> {
+        let store = async |name: &str, bytes: Vec<u8>| {
+            let Stored { hash, size } = self.blobs.add_bytes(&new_tag(part, step, name), bytes).await?;
+            Ok(Blob { hash: Hash(hash), bytes: size })
+        };
+        Ok((store("weights", weights).await?, store("state", state).await?))
     }
 
     /// Gives stored blobs the name of their checkpoint, so that [`BlobWork::forget`] finds them.
-    pub(super) fn adopt(&self, id: CheckpointId, weights: Hash, state: Hash) {
+    pub(super) fn adopt(&self, id: CheckpointId, part: Part, made: &Made) {
         let blobs = self.blobs.clone();
+        let (step, named) = (made.step, [("weights", made.weights.hash), ("state", made.state.hash)]);
         tokio::spawn(async move {
             let named = async {
-                for (name, hash) in [("weights", weights), ("state", state)] {
+                for (name, hash) in named {
                     blobs.tag(&format!("{}{name}", checkpoint_tags(id)), hash.0).await?;
-                    blobs.untag(&format!("{NEW}{hash}")).await?;
+                    blobs.untag(&new_tag(part, step, name)).await?;
                 }
                 Ok::<_, BlobsError>(())
             };
@@ -338,6 +343,11 @@ impl BlobWork {
         };
         exported.await.inspect_err(|error| tracing::debug!("weights {weights}: {error:#}")).ok().map(|()| path)
     }
+}
+
+/// The name of a blob of a checkpoint that was made here, until the checkpoint has one.
+fn new_tag(part: Part, step: u64, name: &str) -> String {
+    format!("{NEW}{part}/{step}/{name}")
 }
 
 /// What the names of a checkpoint's blobs in the blob store begin with.

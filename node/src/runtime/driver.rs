@@ -243,7 +243,7 @@ impl Driver {
             TrainerEvent::Checkpoint { part, step, held_out_loss, weights, state } => {
                 let work = self.work.clone();
                 self.tasks.spawn(async move {
-                    let stored = work.store_checkpoint(weights, state).await;
+                    let stored = work.store_checkpoint(part, step, weights, state).await;
                     let made =
                         stored.inspect_err(|error| tracing::error!("the checkpoint of {part} was not stored: {error}"));
                     let made = made.ok().map(|(weights, state)| Made { step, held_out_loss, weights, state });
@@ -274,7 +274,7 @@ impl Driver {
             Done::Fetched { id, outcome: Err(failure), .. } => self.agent.fetch_failed(now, id, failure),
             Done::Stored { part, made: Some(made) } => {
                 if let Some(id) = self.agent.checkpointed(now, part, made) {
-                    self.work.adopt(id, made.weights.hash, made.state.hash);
+                    self.work.adopt(id, part, &made);
                     self.database.hold(self.agent.run(), id, true)?;
                     tracing::info!("{part}: checkpoint at step {}, held-out loss {:.4}", made.step, made.held_out_loss);
                 }
