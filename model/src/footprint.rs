@@ -42,9 +42,14 @@ impl Footprint {
 
     /// The largest micro-batch for a step of `batch` samples in `budget_bytes`: the whole, or else a power of two. None if not even one sample fits.
     pub fn micro_batch(&self, batch: usize, budget_bytes: u64) -> Option<usize> {
-        let powers = (0..usize::BITS).rev().map(|power| 1 << power).filter(|samples| *samples < batch);
-        [batch].into_iter().chain(powers).find(|samples| self.bytes(*samples) <= budget_bytes)
+        micro_batches(batch).find(|samples| self.bytes(*samples) <= budget_bytes)
     }
+}
+
+/// The micro-batches that a step of `batch` samples is cut into, the largest first: the whole, then each power of two below it.
+pub fn micro_batches(batch: usize) -> impl Iterator<Item = usize> {
+    let powers = (0..usize::BITS).rev().map(|power| 1 << power).filter(move |samples| *samples < batch);
+    [batch].into_iter().chain(powers)
 }
 
 #[cfg(test)]

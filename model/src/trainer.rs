@@ -9,7 +9,7 @@ use crate::{
     batch::{Batch, BatchSource, Text, noise_like},
     checkpoint::{self, CheckpointError},
     config::{ConfigError, PartConfig},
-    device::compute_precision,
+    device::{compute_precision, is_out_of_memory},
     draw::{Draw, DrawError, DrawRule, Draws},
     expert::Expert,
     flow::noised,
@@ -84,6 +84,13 @@ pub enum TrainError {
     /// candle refused.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+}
+
+impl TrainError {
+    /// True where the device had too little memory left: with smaller micro-batches it may do.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Candle(error) if is_out_of_memory(error))
+    }
 }
 
 /// Steps between two looks at a GPU's numbers.
@@ -274,6 +281,11 @@ impl Trainer {
     /// Samples a step.
     pub fn batch(&self) -> usize {
         self.rule.batch
+    }
+
+    /// Where it is trained.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Samples that go through the model at once. A step's gradients are summed over its micro-batches; how it is cut decides the last bits.

@@ -8,7 +8,7 @@ use candle_nn::loss::mse;
 use crate::{
     batch::{Batch, BatchSource, Text},
     config::{ExpertConfig, PartConfig, RouterConfig},
-    device::DeviceChoice,
+    device::{DeviceChoice, is_out_of_memory},
     expert::Expert,
     objective::Objective,
     operations::{Linear, attend, attend_within, gated, gelu, modulate},
@@ -291,6 +291,13 @@ fn recomputing_on_cuda_gives_the_same_bits() {
         };
         assert!(trained(true) == trained(false));
     }
+}
+
+#[test]
+fn too_little_memory_on_cuda_is_known_as_that() {
+    let Some(device) = device() else { return };
+    let error = Tensor::zeros(1 << 44, DType::F32, &device).unwrap_err();
+    assert!(is_out_of_memory(&error), "{error}");
 }
 
 #[test]

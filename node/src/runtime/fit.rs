@@ -1,9 +1,9 @@
-//! Cuts a part's steps so that they fit the machine's memory, by measuring them.
+//! Cuts a part's steps so that they fit the memory: the machine's by measuring them, a GPU's by trying them.
 
 use paris_model::{
     batch::BatchSource,
     config::PartConfig,
-    footprint::{Footprint, Peak},
+    footprint::{Footprint, Peak, micro_batches},
     trainer::{TrainError, Trainer},
 };
 
@@ -37,9 +37,22 @@ pub(super) enum FitError {
         /// Bytes that are left.
         left: u64,
     },
+    /// There is too little memory on the GPU.
+    #[error(
+        "too little memory on the GPU for the part and a step of one sample at a time. The part is given to another node if there is one, and tried \
+         again later if not. Close other programs that use the GPU, keep less (--recompute), own fewer parts at once (--capacity), or train on the CPU \
+         (--device cpu)"
+    )]
+    TooLittleOnDevice,
     /// The trainer cannot be built, or take a step.
     #[error(transparent)]
-    Train(#[from] TrainError),
+    Train(TrainError),
+}
+
+impl From<TrainError> for FitError {
+    fn from(error: TrainError) -> Self {
+        if error.is_out_of_memory() { Self::TooLittleOnDevice } else { Self::Train(error) }
+    }
 }
 
 /// Builds a part's trainer, with as large a micro-batch as fits. `before` tells whether the one that `build`'s state was trained with is kept where it
@@ -60,6 +73,17 @@ pub(super) fn fitted(
     let mut trainer = build()?;
     let batch = trainer.batch();
     let before = before.then_some(trainer.micro_batch());
+    if !trainer.device().is_cpu() {
+        let tried = |samples| {
+            trainer.set_micro_batch(samples);
+            trainer.rehearse(data, samples)?;
+            // Takes the averaged weights beside those that are trained.
+            trainer.held_out_loss(data, samples).map(drop)
+        };
+        let samples = first_that_fits(before.into_iter().chain(micro_batches(batch)), tried)?;
+        tracing::info!("steps of {batch} samples, {samples} at a time on the GPU, as tried");
+        return Ok((trainer, alone.reserve(held)));
+    }
     trainer.set_micro_batch(batch);
     if !is_counted() {
         tracing::debug!("this program does not count its memory: steps are not cut");
@@ -106,6 +130,21 @@ pub(super) fn fitted(
         left >> 20
     );
     Ok((trainer, alone.reserve(taken)))
+}
+
+/// The first of `samples` for which there is memory.
+fn first_that_fits(
+    samples: impl Iterator<Item = usize>,
+    mut tried: impl FnMut(usize) -> Result<(), TrainError>,
+) -> Result<usize, FitError> {
+    for samples in samples {
+        match tried(samples) {
+            Ok(()) => return Ok(samples),
+            Err(error) if error.is_out_of_memory() => tracing::debug!("{samples} samples at a time do not fit the GPU"),
+            Err(error) => return Err(FitError::Train(error)),
+        }
+    }
+    Err(FitError::TooLittleOnDevice)
 }
 
 #[cfg(test)]
@@ -198,6 +237,35 @@ mod tests {
         assert!(step > 1000 && left == held() + 1000);
         assert!(refused.to_string().contains("--capacity"), "{refused}");
         assert_eq!(memory.alone().left_bytes(), left, "nothing stays reserved");
+    }
+
+    /// Words of a driver, in what candle makes of them.
+    fn failed(words: &str) -> TrainError {
+        TrainError::Candle(candle_core::Error::msg(words).bt())
+    }
+
+    #[test]
+    fn on_a_gpu_fewer_samples_are_tried_until_they_fit() {
+        let full = r#"DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")"#;
+        let tries = |before: Option<usize>, room: usize| {
+            let mut tried = Vec::new();
+            let found = first_that_fits(before.into_iter().chain(micro_batches(24)), |samples| {
+                tried.push(samples);
+                if samples <= room { Ok(()) } else { Err(failed(full)) }
+            });
+            (found, tried)
+        };
+        let (found, tried) = tries(None, 9);
+        assert_eq!((found.unwrap(), tried), (8, vec![24, 16, 8]));
+        let (found, tried) = tries(Some(4), 9);
+        assert_eq!((found.unwrap(), tried), (4, vec![4]), "what the state was trained with comes first");
+        let (found, tried) = tries(Some(4), 0);
+        assert!(matches!(found, Err(FitError::TooLittleOnDevice)) && tried.last() == Some(&1), "{found:?} {tried:?}");
+        assert!(matches!(FitError::from(failed(full)), FitError::TooLittleOnDevice));
+
+        let other = || failed(r#"DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, "an illegal memory access")"#);
+        let found = first_that_fits(micro_batches(24), |_| Err(other()));
+        assert!(matches!(found, Err(FitError::Train(_))), "{found:?}");
     }
 
     /// Other tests of this program take memory meanwhile, so no cut can be foretold here: see `tests/memory.rs`.
