@@ -23,7 +23,7 @@ pub(super) enum FitError {
     /// There is too little memory.
     #[error(
         "too little memory: {} MiB are needed for parameters, optimiser and checkpoint{}, and {} MiB are left for training. The part is given \
-         to another node if there is one, and tried again later if not. Close other programs, allow more (--memory), own fewer parts at once \
+         to another node if there is one, and tried again later if not. Close other programs, allow more (--memory), keep less of a step (--recompute), own fewer parts at once \
          (--capacity), or let a larger machine train it",
         .held >> 20,
         match .step { Some(step) => format!(" and {} MiB for a step of one sample at a time, as measured", step >> 20), None => String::new() },
