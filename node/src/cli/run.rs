@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, builder::FalseyValueParser};
 use paris_model::device::DeviceChoice;
 
 use crate::{
@@ -57,7 +57,7 @@ pub(super) struct Run {
 
     /// Train in less memory, by computing what the way back reads a second time instead of keeping it. Learns the same, to the bit, and takes about a
     /// third longer.
-    #[arg(long, env = "PARIS_RECOMPUTE")]
+    #[arg(long, env = "PARIS_RECOMPUTE", value_parser = FalseyValueParser::new())]
     recompute: bool,
 
     /// Seconds between two snapshots of a part in training: what a killed node has to do again at most.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, builder::FalseyValueParser};
 use paris_model::{
     Device,
     batch::BatchSource,
@@ -65,7 +65,7 @@ pub(super) struct Base {
     #[arg(long, default_value_t, env = "PARIS_DEVICE")]
     device: DeviceChoice,
     /// Train in less memory and more time: the same weights, to the bit.
-    #[arg(long, env = "PARIS_RECOMPUTE")]
+    #[arg(long, env = "PARIS_RECOMPUTE", value_parser = FalseyValueParser::new())]
     recompute: bool,
 
     /// Width of the experts.
