@@ -146,7 +146,7 @@ pub fn compute_precision(device: &Device) -> DType {
 }
 
 /// True where a device had too little memory left for what was asked of it. Nothing is broken then: less can be asked.
-pub fn is_out_of_memory(error: &candle_core::Error) -> bool {
+pub(crate) fn is_out_of_memory(error: &candle_core::Error) -> bool {
     // candle boxes the errors of the driver and of cuBLAS, whose types a build without CUDA has not: they say their names.
     let said = error.to_string();
     ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|name| said.contains(name))

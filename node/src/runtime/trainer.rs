@@ -42,7 +42,7 @@ const HELD_OUT_SAMPLES: usize = 256;
 const LOSS_SMOOTHING: f32 = 0.05;
 
 /// How this machine trains.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Compute {
     /// Where.
     pub device: DeviceChoice,
