@@ -36,6 +36,15 @@ struct Place {
     shape: Vec<usize>,
 }
 
+impl Place {
+    /// Puts a parameter's numbers where they belong among those of all groups.
+    fn fill(&self, groups: &mut BTreeMap<String, Vec<f32>>, numbers: &[f32]) {
+        if let Some(group) = groups.get_mut(&self.group) {
+            group[self.start..][..numbers.len()].copy_from_slice(numbers);
+        }
+    }
+}
+
 /// The group of all parameters of the trunk's sublayers.
 pub(crate) const TRUNK: &str = "trunk";
 
@@ -94,13 +103,10 @@ impl Parameters {
             return Err(CheckpointError::Different(differences.join("; ")));
         }
         let places = places(config);
-        let empty = |(group, shape): (String, Vec<usize>)| (group, vec![0f32; shape[0]]);
-        let mut groups: BTreeMap<String, Vec<f32>> = group_shapes(config).into_iter().map(empty).collect();
+        let mut groups = empty_groups(config);
         let hash = file.read(&mut |name, numbers| {
-            if let Some(place) = places.get(name)
-                && let Some(group) = groups.get_mut(&place.group)
-            {
-                group[place.start..][..numbers.len()].copy_from_slice(&numbers);
+            if let Some(place) = places.get(name) {
+                place.fill(&mut groups, &numbers);
             }
         })?;
         let tensor = |(group, numbers): (String, Vec<f32>)| {
@@ -228,6 +234,23 @@ impl Parameters {
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         self.places.keys().map(|name| Ok((name.clone(), self.get(name)?))).collect()
     }
+}
+
+/// A model's groups as zeros.
+fn empty_groups(config: &PartConfig) -> BTreeMap<String, Vec<f32>> {
+    group_shapes(config).into_iter().map(|(group, shape)| (group, vec![0.0; shape[0]])).collect()
+}
+
+/// Reads weights as [`Parameters::load`] does, into plain numbers by group.
+pub(crate) fn read_groups(
+    config: &PartConfig,
+    weights: &[u8],
+) -> std::result::Result<BTreeMap<String, Vec<f32>>, CheckpointError> {
+    let (places, mut groups) = (places(config), empty_groups(config));
+    for (name, numbers) in checkpoint::read_numbers(weights, &config.shapes())? {
+        places[&name].fill(&mut groups, &numbers);
+    }
+    Ok(groups)
 }
 
 /// Names and shapes of a model's groups.

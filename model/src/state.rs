@@ -1,6 +1,7 @@
 //! Everything that a part's next step depends on, as plain numbers: copied out of a trainer, written, read, and put into another.
 //!
-//! Numbers are the parameters, AdamW's moments and the averaged weights. The place in the data and the state of every generator are one number, the
+//! Numbers are the parameters, AdamW's moments and the averaged weights. A snapshot holds all of them; what is published holds the averages once, as the
+//! weights that are sampled with. The place in the data and the state of every generator are one number, the
 //! *cursor*: which samples are drawn, to which times and with which noise follows from the part's key and the cursor alone
 //! ([`random`](crate::random)). The cursor counts batches, the step counts updates; they differ by the batches that were passed over
 //! after a failure ([`durable`](crate::durable)).
@@ -14,7 +15,7 @@ use crate::{
     checkpoint::{self, CheckpointError},
     config::{PartConfig, Shapes},
     host::with_numbers,
-    parameters::{FROZEN, group_shapes},
+    parameters::{FROZEN, group_shapes, read_groups},
 };
 
 /// The names of the counts, each stored as two numbers that f32 holds exactly: whole, and below [`COUNT_BASE`].
@@ -37,17 +38,23 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 4] = [Kind::Parameter, Kind::Average, Kind::FirstMoment, Kind::SecondMoment];
+    pub(crate) const ALL: [Kind; 4] = [Kind::Parameter, Kind::Average, Kind::FirstMoment, Kind::SecondMoment];
+    /// What is published beside the averages.
+    pub(crate) const REST: [Kind; 3] = [Kind::Parameter, Kind::FirstMoment, Kind::SecondMoment];
 
     /// The name under which a group's numbers are stored.
     pub fn of(self, group: &str) -> String {
-        let kind = match self {
-            Kind::Parameter => "parameter",
-            Kind::Average => "average",
-            Kind::FirstMoment => "moment1",
-            Kind::SecondMoment => "moment2",
-        };
-        format!("{kind}.{group}")
+        format!("{}{group}", self.prefix())
+    }
+
+    /// What the names of its groups begin with.
+    pub(crate) fn prefix(self) -> &'static str {
+        match self {
+            Kind::Parameter => "parameter.",
+            Kind::Average => "average.",
+            Kind::FirstMoment => "moment1.",
+            Kind::SecondMoment => "moment2.",
+        }
     }
 }
 
@@ -57,6 +64,15 @@ pub(crate) enum Source<'a> {
     Tensor(Tensor),
     /// Numbers on the host.
     Numbers(&'a [f32]),
+}
+
+/// A state as it is published: two blobs, since who only samples needs but the first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The averaged weights, safetensors by the names of the published weights.
+    pub weights: Vec<u8>,
+    /// All the rest.
+    pub state: Vec<u8>,
 }
 
 /// A state. The default is empty: memory to copy to.
@@ -78,7 +94,22 @@ impl State {
     /// # Errors
     /// Where the bytes are anything else.
     pub fn read(bytes: &[u8], config: &PartConfig) -> std::result::Result<Self, CheckpointError> {
-        let mut numbers = checkpoint::read_numbers(bytes, &shapes(config))?;
+        Self::read_kinds(bytes, config, &Kind::ALL)
+    }
+
+    /// Reads a published state of `config`, as strictly.
+    ///
+    /// # Errors
+    /// Where either of its blobs is anything else.
+    pub fn read_published(published: &Published, config: &PartConfig) -> std::result::Result<Self, CheckpointError> {
+        let mut state = Self::read_kinds(&published.state, config, &Kind::REST)?;
+        let averages = read_groups(config, &published.weights)?.into_iter().filter(|(group, _)| group != FROZEN);
+        state.numbers.extend(averages.map(|(group, numbers)| (Kind::Average.of(&group), numbers)));
+        Ok(state)
+    }
+
+    fn read_kinds(bytes: &[u8], config: &PartConfig, kinds: &[Kind]) -> std::result::Result<Self, CheckpointError> {
+        let mut numbers = checkpoint::read_numbers(bytes, &shapes(config, kinds))?;
         let mut count = |name: &str| match numbers.remove(name).as_deref() {
             Some([high, low]) if [high, low].iter().all(|it| is_digit(**it)) => {
                 Ok(*high as u64 * COUNT_BASE + *low as u64)
@@ -113,7 +144,7 @@ impl State {
 
     /// Bytes that a state of `config` takes.
     pub fn bytes_of(config: &PartConfig) -> std::result::Result<u64, CheckpointError> {
-        let shapes = shapes(config);
+        let shapes = shapes(config, &Kind::ALL);
         let numbers: usize = shapes.values().flatten().sum();
         Ok((checkpoint::header(&shapes)?.len() + 4 * numbers) as u64)
     }
@@ -163,12 +194,12 @@ fn is_digit(number: f32) -> bool {
     number.fract() == 0.0 && (0.0..COUNT_BASE as f32).contains(&number)
 }
 
-/// Names and shapes of everything in a state.
-fn shapes(config: &PartConfig) -> Shapes {
+/// Names and shapes of a state's numbers of some kinds, and of its counts.
+fn shapes(config: &PartConfig, kinds: &[Kind]) -> Shapes {
     let mut shapes = Shapes::new();
     for (group, shape) in group_shapes(config) {
-        for kind in Kind::ALL {
-            if group != FROZEN || kind == Kind::Parameter {
+        for kind in kinds {
+            if group != FROZEN || *kind == Kind::Parameter {
                 shapes.insert(kind.of(&group), shape.clone());
             }
         }
@@ -188,7 +219,7 @@ mod tests {
         let expert = ExpertConfig { channels, size, patch, width, depth, heads, text_tokens, text_width };
         let config = PartConfig::Expert(expert);
         let mut state = State { step: 3_000_000, cursor: 3_000_007, micro_batch: 4, ..State::default() };
-        for (name, shape) in shapes(&config).into_iter().filter(|(name, _)| name.contains('.')) {
+        for (name, shape) in shapes(&config, &Kind::ALL).into_iter().filter(|(name, _)| name.contains('.')) {
             state.numbers.insert(name, vec![0.5; shape[0]]);
         }
         let bytes = state.to_bytes().unwrap();

@@ -21,7 +21,7 @@ use crate::{
     random::Stream,
     report::{LossByTime, StepDurations, StepReport, timed},
     router::Router,
-    state::{Kind, Source, State},
+    state::{Kind, Published, Source, State},
 };
 
 /// How a part is trained.
@@ -438,12 +438,24 @@ impl Trainer {
         Ok(state.to_bytes()?)
     }
 
+    /// The same as it is published.
+    pub fn published(&self) -> Result<Published, TrainError> {
+        let mut state = State::default();
+        self.copy_kinds(&mut state, &Kind::REST)?;
+        Ok(Published { weights: self.weights()?, state: state.to_bytes()? })
+    }
+
     /// Everything that the next step depends on, copied over what `state` held before: its memory is used again.
     pub fn copy_state(&self, state: &mut State) -> Result<(), TrainError> {
+        self.copy_kinds(state, &Kind::ALL)
+    }
+
+    fn copy_kinds(&self, state: &mut State, kinds: &[Kind]) -> Result<(), TrainError> {
         let mut sources = self.optimizer.state()?;
         if let Some(frozen) = &self.frozen {
             sources.insert(Kind::Parameter.of(FROZEN), Source::Tensor(frozen.clone()));
         }
+        sources.retain(|name, _| kinds.iter().any(|kind| name.starts_with(kind.prefix())));
         // A step that failed unseen and those after it changed nothing.
         state.step = self.optimizer.failure()?.map_or(self.step, |failure| failure.step - 1);
         (state.cursor, state.micro_batch) = (state.step + self.skipped, self.rule.micro_batch);

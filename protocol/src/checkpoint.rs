@@ -44,7 +44,7 @@ pub struct Checkpoint {
     pub held_out_loss: f32,
     /// The averaged weights: enough to sample.
     pub weights: Blob,
-    /// Parameters, moments, averages and step: enough to resume.
+    /// Parameters, moments and step: with the weights enough to resume.
     pub state: Blob,
 }
 

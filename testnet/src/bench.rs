@@ -54,7 +54,7 @@ pub struct Network {
     #[arg(long, default_value_t = 8)]
     peers: usize,
 
-    /// Peers of these that keep its resumable state too, which is four times as large.
+    /// Peers of these that keep its resumable state too, which is three times as large.
     #[arg(long, default_value_t = 2)]
     replicas: usize,
 
@@ -62,9 +62,9 @@ pub struct Network {
     #[arg(long, default_value_t = 3.0)]
     minutes: f32,
 
-    /// Between two checkpoints, milliseconds.
-    #[arg(long, default_value_t = 60_000)]
-    checkpoint_ms: u32,
+    /// Between two checkpoints, milliseconds; as `manifest new` has it if not given.
+    #[arg(long)]
+    checkpoint_ms: Option<u32>,
 
     /// Print JSON.
     #[arg(long)]
@@ -154,9 +154,9 @@ impl Network {
         let prepared = root.join("prepared");
         let prepared = prepared.to_str().context("the temporary folder has a name that is not UTF-8")?;
         trainer.answer(["data", "prepare", BUNDLED_PICTURES, "--out", prepared, "--size", "16", "--clusters", "1"])?;
-        let (replicas, checkpoint_ms) = (self.replicas.to_string(), self.checkpoint_ms.to_string());
-        let mut new = vec!["manifest", "new", "--data", prepared, "--batch", BATCH];
-        new.extend(["--replicas", &replicas, "--checkpoint-ms", &checkpoint_ms]);
+        let (replicas, checkpoint_ms) = (self.replicas.to_string(), self.checkpoint_ms.map(|it| it.to_string()));
+        let mut new = vec!["manifest", "new", "--data", prepared, "--batch", BATCH, "--replicas", &replicas];
+        new.extend(checkpoint_ms.iter().flat_map(|it| ["--checkpoint-ms", it]));
         new.extend(self.shape.arguments());
         trainer.answer(new)?;
         trainer.run(&["--capacity", "1"])?;

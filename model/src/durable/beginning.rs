@@ -10,7 +10,7 @@
 use super::{Durable, DurableError, Setup};
 use crate::{
     snapshot::{Header, SnapshotError, SnapshotWriter, Snapshots, files::SnapshotLock},
-    state::State,
+    state::{Published, State},
     trainer::{TrainError, Trainer},
 };
 
@@ -41,12 +41,12 @@ pub struct Beginning {
 }
 
 impl Beginning {
-    /// Chooses as the module says: `published`, the bytes of a published state, the own snapshot that supersedes it, or anew.
+    /// Chooses as the module says: `published`, the own snapshot that supersedes it, or anew.
     pub fn choose(
         setup: Setup,
         run: &str,
         snapshots: Snapshots,
-        published: Option<Vec<u8>>,
+        published: Option<Published>,
     ) -> Result<Self, DurableError> {
         setup.config.validate().map_err(TrainError::from)?;
         // Before anything is read: another trainer of this part may be about to write its last.
@@ -54,7 +54,7 @@ impl Beginning {
             Ok(started) => (Some(started), None),
             Err(error) => (None, Some(complain(&error))),
         };
-        let named = published.as_deref().map(name_of);
+        let named = published.as_ref().map(name_of);
         let fits =
             |header: &Header| header.run == run && named.as_ref().is_none_or(|named| header.supersedes.contains(named));
         let (state, origin, supersedes) = match snapshots.latest(&setup.config, fits) {
@@ -62,7 +62,7 @@ impl Beginning {
                 (Some(state), Origin::Snapshot { threads }, supersedes)
             }
             None => {
-                let state = published.map(|bytes| State::read(&bytes, &setup.config)).transpose();
+                let state = published.map(|it| State::read_published(&it, &setup.config)).transpose();
                 let state = state.map_err(TrainError::from)?;
                 let origin = if state.is_some() { Origin::Published } else { Origin::Beginning };
                 (state, origin, named.into_iter().collect())
@@ -115,9 +115,9 @@ impl Beginning {
     }
 }
 
-/// The name of a published state: BLAKE3 of its bytes, in hexadecimal.
-pub(super) fn name_of(state: &[u8]) -> String {
-    blake3::hash(state).to_hex().to_string()
+/// The name of a published state: BLAKE3 of its second blob, in hexadecimal. What the first holds follows from how that came to be.
+pub(super) fn name_of(published: &Published) -> String {
+    blake3::hash(&published.state).to_hex().to_string()
 }
 
 /// Takes the part's snapshots for this trainer and starts the thread that writes them.

@@ -26,7 +26,7 @@ use crate::{
     draw::{Draw, DrawError},
     report::StepReport,
     snapshot::{Header, SnapshotError, SnapshotWriter, Snapshots, files::SnapshotLock, writer::Written},
-    state::State,
+    state::{Published, State},
     trainer::{TrainError, TrainSettings, Trainer},
 };
 
@@ -148,7 +148,7 @@ impl Durable {
         setup: Setup,
         run: &str,
         snapshots: Snapshots,
-        published: Option<Vec<u8>>,
+        published: Option<Published>,
     ) -> Result<Self, DurableError> {
         let beginning = Beginning::choose(setup, run, snapshots, published)?;
         let trainer = beginning.trainer()?;
@@ -304,11 +304,16 @@ impl Durable {
         }
     }
 
-    /// The state `bytes` of this moment are being published: whoever is told to go on from them may go on from any later snapshot.
-    pub fn published(&mut self, bytes: &[u8]) {
-        self.supersedes.push(name_of(bytes));
+    /// The state of this moment, to be published: whoever is told to go on from it may go on from any later snapshot.
+    ///
+    /// # Errors
+    /// Where it cannot be read from its device.
+    pub fn publish(&mut self) -> Result<Published, TrainError> {
+        let published = self.trainer.published()?;
+        self.supersedes.push(name_of(&published));
         // The first stays: of what a node without a quorum publishes nothing is signed, and where it began is what is named again.
         let surplus = self.supersedes.len().saturating_sub(SUPERSEDED_MAX);
         self.supersedes.drain(1..1 + surplus);
+        Ok(published)
     }
 }

@@ -5,7 +5,7 @@
 //! 4    format version, little endian
 //! 4    length of the header
 //! ...  header, JSON
-//! ...  state, safetensors: the same bytes as a published checkpoint's
+//! ...  state, safetensors
 //! 32   BLAKE3 of everything before
 //! ```
 //! Magic, version and the checksum at the end are the same in every version, so that damage and a later version can be told apart.

@@ -5,10 +5,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use paris_model::{
     durable::{Durable, DurableError, FALLBACKS_MAX, FORGIVEN_AFTER_STEPS, Fallback, Outcome},
     snapshot::Snapshots,
-    trainer::Trainer,
 };
 
-use super::part::{PART, Pictures, advance, begin, setup, step};
+use super::part::{PART, Pictures, advance, begin, step, successor};
 
 /// Pictures of which one is broken so often.
 fn broken(picture: usize, times: u32) -> Pictures {
@@ -60,10 +59,7 @@ fn a_batch_that_fails_twice_is_passed_over_and_the_state_says_so() {
         step(&mut durable, &data);
     }
     // Whoever takes over from the published state draws the same batches.
-    let setup = setup();
-    let state = durable.trainer().state().unwrap();
-    let (text, device) = (&setup.null_text, &setup.device);
-    let mut heir = Trainer::resume(setup.config, setup.settings, &setup.key, text, &state, device).unwrap();
+    let mut heir = successor(&durable.publish().unwrap());
     assert_eq!((heir.step_count(), heir.cursor()), (4, 4 + again.skipped));
     assert_eq!(heir.step(&data).unwrap().loss.to_bits(), step(&mut durable, &data).loss.to_bits());
     assert_eq!(heir.state().unwrap(), durable.trainer().state().unwrap());

@@ -11,7 +11,8 @@ use paris_model::{
     random::Stream,
     report::StepReport,
     snapshot::Snapshots,
-    trainer::TrainSettings,
+    state::{Published, State},
+    trainer::{TrainSettings, Trainer},
 };
 
 /// The run's name in snapshots.
@@ -90,8 +91,15 @@ impl BatchSource for Pictures {
     }
 }
 
-pub(crate) fn begin(snapshots: &Snapshots, published: Option<Vec<u8>>) -> Durable {
+pub(crate) fn begin(snapshots: &Snapshots, published: Option<Published>) -> Durable {
     Durable::begin(setup(), RUN, snapshots.clone(), published).unwrap()
+}
+
+/// The trainer of whoever goes on from what was published.
+pub(crate) fn successor(published: &Published) -> Trainer {
+    let Setup { config, settings, key, null_text, device, .. } = setup();
+    let state = State::read_published(published, &config).unwrap();
+    Trainer::from_state(config, settings, &key, &null_text, &state, &device).unwrap()
 }
 
 /// A step that must not fail.

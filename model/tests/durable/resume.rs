@@ -3,19 +3,13 @@
 use paris_model::{
     durable::{Durable, Origin, SUPERSEDED_MAX},
     snapshot::Snapshots,
+    state::Published,
 };
 
 use super::part::{PART, RUN, advance, begin, setup, step};
 
-/// Publishes this moment's state.
-fn publish(durable: &mut Durable) -> Vec<u8> {
-    let state = durable.trainer().state().unwrap();
-    durable.published(&state);
-    state
-}
-
-fn steps_and_origin(snapshots: &Snapshots, published: Option<&[u8]>) -> (u64, bool) {
-    let durable = begin(snapshots, published.map(<[u8]>::to_vec));
+fn steps_and_origin(snapshots: &Snapshots, published: Option<&Published>) -> (u64, bool) {
+    let durable = begin(snapshots, published.cloned());
     (durable.trainer().step_count(), matches!(durable.origin(), Origin::Snapshot { .. }))
 }
 
@@ -25,13 +19,13 @@ fn a_snapshot_is_used_for_the_states_that_it_went_on_from_and_for_no_other() {
     let snapshots = Snapshots::new(folder.path(), PART);
     let mut owner = begin(&snapshots, None);
     advance(&mut owner, 2);
-    let first = publish(&mut owner);
+    let first = owner.publish().unwrap();
     advance(&mut owner, 2);
     // Published, and the process died before it was signed: nobody will ever name this one.
-    let second = publish(&mut owner);
+    let second = owner.publish().unwrap();
     advance(&mut owner, 2);
     drop(owner);
-    for named in [None, Some(&first[..]), Some(&second)] {
+    for named in [None, Some(&first), Some(&second)] {
         assert_eq!(steps_and_origin(&snapshots, named), (6, true));
     }
 
@@ -40,7 +34,7 @@ fn a_snapshot_is_used_for_the_states_that_it_went_on_from_and_for_no_other() {
     let mut successor = begin(&Snapshots::new(elsewhere.path(), PART), Some(first));
     assert_eq!(successor.origin(), Origin::Published);
     step(&mut successor, &Default::default());
-    let theirs = publish(&mut successor);
+    let theirs = successor.publish().unwrap();
     assert_eq!(steps_and_origin(&snapshots, Some(&theirs)), (3, false));
     // That beginning has a snapshot of its own now, which is the one to go on from.
     assert_eq!(steps_and_origin(&snapshots, Some(&theirs)), (3, true));
@@ -54,10 +48,10 @@ fn a_snapshot_is_used_however_much_was_published_in_vain() {
     let folder = tempfile::tempdir().unwrap();
     let snapshots = Snapshots::new(folder.path(), PART);
     let mut owner = begin(&snapshots, None);
-    let named = publish(&mut owner);
+    let named = owner.publish().unwrap();
     for _ in 0..2 * SUPERSEDED_MAX {
         step(&mut owner, &Default::default());
-        publish(&mut owner);
+        owner.publish().unwrap();
     }
     advance(&mut owner, 1);
     let reached = owner.trainer().step_count();
@@ -80,7 +74,12 @@ fn a_snapshot_of_another_run_is_not_used() {
 fn a_damaged_published_state_is_refused_and_not_trained_from() {
     let folder = tempfile::tempdir().unwrap();
     let snapshots = Snapshots::new(folder.path(), PART);
-    let mut state = begin(&snapshots, None).trainer().state().unwrap();
-    state.truncate(state.len() - 1);
-    assert!(Durable::begin(setup(), RUN, snapshots, Some(state)).is_err());
+    let whole = begin(&snapshots, None).trainer().published().unwrap();
+    let refused = |published| Durable::begin(setup(), RUN, snapshots.clone(), Some(published)).is_err();
+    let cut = |bytes: &[u8]| bytes[..bytes.len() - 1].to_vec();
+    assert!(refused(Published { state: cut(&whole.state), ..whole.clone() }));
+    assert!(refused(Published { weights: cut(&whole.weights), ..whole.clone() }));
+    let Published { weights, state } = whole.clone();
+    assert!(refused(Published { weights: state, state: weights }));
+    assert!(!refused(whole));
 }

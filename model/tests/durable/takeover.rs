@@ -2,15 +2,10 @@
 
 use paris_model::{report::StepReport, trainer::Trainer};
 
-use super::part::{Pictures, setup};
+use super::part::{Pictures, setup, successor};
 
 /// Losses and gradients may differ by so much where other threads have summed them.
 const TOLERANCE: f32 = 1e-4;
-
-fn resume(state: &[u8]) -> Trainer {
-    let setup = setup();
-    Trainer::resume(setup.config, setup.settings, &setup.key, &setup.null_text, state, &setup.device).unwrap()
-}
 
 /// Takes `steps` on so many threads.
 fn train(trainer: &mut Trainer, steps: usize, threads: usize) -> Vec<StepReport> {
@@ -27,10 +22,10 @@ fn a_successor_has_the_owners_losses_to_the_bit() {
     let setup = setup();
     let mut owner = Trainer::new(setup.config, setup.settings, &setup.key, &setup.null_text, &setup.device).unwrap();
     train(&mut owner, 5, 2);
-    let published = owner.state().unwrap();
+    let published = owner.published().unwrap();
     let (weights, would_have) = (owner.weights().unwrap(), train(&mut owner, 12, 2));
-    let mut successor = resume(&published);
-    assert_eq!(successor.weights().unwrap(), weights);
+    let mut successor = successor(&published);
+    assert_eq!((&published.weights, successor.published().unwrap()), (&weights, published.clone()));
     let had = train(&mut successor, 12, 2);
     assert_eq!(bits(&had), bits(&would_have));
     assert_eq!(successor.state().unwrap(), owner.state().unwrap());
@@ -42,10 +37,10 @@ fn a_successor_with_other_threads_has_them_within_rounding() {
     let setup = setup();
     let mut owner = Trainer::new(setup.config, setup.settings, &setup.key, &setup.null_text, &setup.device).unwrap();
     train(&mut owner, 5, 1);
-    let published = owner.state().unwrap();
+    let published = owner.published().unwrap();
     let would_have = train(&mut owner, 12, 1);
     for threads in [2, 4] {
-        let had = train(&mut resume(&published), 12, threads);
+        let had = train(&mut successor(&published), 12, threads);
         for (had, would_have) in had.iter().zip(&would_have) {
             let close = |a: f32, b: f32| (a - b).abs() <= TOLERANCE * b.abs();
             let equal = close(had.loss, would_have.loss) && close(had.gradient_norm, would_have.gradient_norm);

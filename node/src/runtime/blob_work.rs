@@ -9,7 +9,9 @@ use std::{
 
 use anyhow::{Context, bail};
 use libp2p::Multiaddr;
-use paris_model::{Device, config::PartConfig, data::Dataset, parameters::Parameters, text::TextEncoder};
+use paris_model::{
+    Device, config::PartConfig, data::Dataset, parameters::Parameters, state::Published, text::TextEncoder,
+};
 use paris_protocol::{
     agent::{FetchFailure, Made},
     checkpoint::{Blob, Checkpoint, CheckpointId},
@@ -111,14 +113,13 @@ impl BlobWork {
         &self,
         part: Part,
         step: u64,
-        weights: Vec<u8>,
-        state: Vec<u8>,
+        published: Published,
     ) -> Result<(Blob, Blob), BlobsError> {
         let store = async |name: &str, bytes: Vec<u8>| {
             let Stored { hash, size } = self.blobs.add_bytes(&new_tag(part, step, name), bytes).await?;
             Ok(Blob { hash: Hash(hash), bytes: size })
         };
-        Ok((store("weights", weights).await?, store("state", state).await?))
+        Ok((store("weights", published.weights).await?, store("state", published.state).await?))
     }
 
     /// Gives stored blobs the name of their checkpoint, so that [`BlobWork::forget`] finds them.
@@ -208,16 +209,17 @@ impl BlobWork {
         let (manifest, compute) = (self.manifest.clone(), self.compute);
         let encoder = self.text.clone().context("this node was started to train nothing")?;
         let config = recipe::part_config(&manifest, part);
-        let state_is_own = from.as_ref().is_some_and(|checkpoint| checkpoint.author() == me);
-        let state = match from {
+        let published_here = from.as_ref().is_some_and(|checkpoint| checkpoint.author() == me);
+        let published = match from {
             Some(checkpoint) => {
-                let (_, state_max) = size_limits(&config);
-                Some(self.blobs.bytes(checkpoint.state.hash.0, state_max).await?)
+                let (weights_max, state_max) = size_limits(&config);
+                let weights = self.blobs.bytes(checkpoint.weights.hash.0, weights_max).await?;
+                Some(Published { weights, state: self.blobs.bytes(checkpoint.state.hash.0, state_max).await? })
             }
             None => None,
         };
         let base = match (part, manifest.additions.base) {
-            (Part::Expert(_), Some(base)) if state.is_none() => Some(self.base(base, &config, peers).await?),
+            (Part::Expert(_), Some(base)) if published.is_none() => Some(self.base(base, &config, peers).await?),
             _ => None,
         };
         let shards = recipe::shards(&manifest, part);
@@ -231,8 +233,8 @@ impl BlobWork {
                 settings: recipe::train_settings(&manifest, part),
                 key: recipe::training_key(manifest.id()?, part),
                 null_text: encoder.encode(&[""], &Device::Cpu)?,
-                state,
-                state_is_own,
+                published,
+                published_here,
                 base,
                 train: Arc::new(Dataset::open(train, encoder.clone())?),
                 held_out: Dataset::open(held_out, encoder)?,
@@ -375,8 +377,8 @@ fn remove_old_exports(folder: &Path, named: &[PathBuf]) {
     }
 }
 
-/// The most bytes that the weights and the resumable state of a part can have: parameters, moments, averages and some header.
+/// The most bytes that the weights and the resumable state of a part can have: averages; parameters and moments; and some header each.
 pub(super) fn size_limits(config: &PartConfig) -> (u64, u64) {
     let parameters = 4 * config.parameter_count() as u64;
-    (parameters + (1 << 20), 4 * parameters + (2 << 20))
+    (parameters + (1 << 20), 3 * parameters + (2 << 20))
 }

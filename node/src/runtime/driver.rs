@@ -240,10 +240,10 @@ impl Driver {
                 }
             }
             TrainerEvent::Recorded(part, line) => self.keeping.note(part, line),
-            TrainerEvent::Checkpoint { part, step, held_out_loss, weights, state } => {
+            TrainerEvent::Checkpoint { part, step, held_out_loss, published } => {
                 let work = self.work.clone();
                 self.tasks.spawn(async move {
-                    let stored = work.store_checkpoint(part, step, weights, state).await;
+                    let stored = work.store_checkpoint(part, step, published).await;
                     let made =
                         stored.inspect_err(|error| tracing::error!("the checkpoint of {part} was not stored: {error}"));
                     let made = made.ok().map(|(weights, state)| Made { step, held_out_loss, weights, state });

@@ -21,6 +21,7 @@ use paris_model::{
     device::DeviceChoice,
     durable::{Beginning, Durable, Origin, Outcome, Setup},
     prefetch::Prefetch,
+    state::Published,
     trainer::TrainSettings,
 };
 use paris_protocol::{message::Progress, part::Part};
@@ -36,6 +37,11 @@ use crate::{
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 /// Between two lines of the history.
 const RECORD_EVERY: Duration = Duration::from_secs(5);
+/// A trainer's first checkpoint comes after this share of the interval between two: a new part can soon be drawn with, and a machine that never lasts a whole
+/// interval leaves something.
+const FIRST_CHECKPOINT: f64 = 0.2;
+/// But not sooner, unless the interval is shorter.
+const FIRST_CHECKPOINT_MIN: Duration = Duration::from_secs(60);
 /// Held-out samples that a checkpoint's loss is measured on, at most.
 const HELD_OUT_SAMPLES: usize = 256;
 /// Weight of the newest step in the reported training loss.
@@ -58,11 +64,11 @@ pub(super) struct Job {
     /// Keys all randomness: from the run and the part, so that a successor draws what the owner would have drawn.
     pub(super) key: [u8; 32],
     pub(super) null_text: Text,
-    /// The published state to go on from, unless a snapshot has gone further from it.
-    pub(super) state: Option<Vec<u8>>,
-    /// This node trained the state, and so knows its micro-batch to be good.
-    pub(super) state_is_own: bool,
-    /// The weights that it starts from where there is neither state nor snapshot; random ones if none.
+    /// What to go on from, unless a snapshot has gone further from it.
+    pub(super) published: Option<Published>,
+    /// This node published it, and so knows its micro-batch to be good.
+    pub(super) published_here: bool,
+    /// The weights that it starts from where there is neither; random ones if none.
     pub(super) base: Option<Arc<[u8]>>,
     pub(super) train: Arc<Dataset>,
     pub(super) held_out: Dataset,
@@ -77,13 +83,12 @@ pub(super) enum TrainerEvent {
     Progress(Progress),
     /// A line was written to the part's history.
     Recorded(Part, Line),
-    /// A checkpoint, in memory: serialised weights and resumable state.
+    /// A checkpoint, in memory.
     Checkpoint {
         part: Part,
         step: u64,
         held_out_loss: f32,
-        weights: Vec<u8>,
-        state: Vec<u8>,
+        published: Published,
     },
     /// The thread ended as it was told to, or the part is finished.
     Ended(Part),
@@ -133,13 +138,13 @@ fn train(
     stop: &AtomicBool,
     events: &mpsc::Sender<TrainerEvent>,
 ) -> anyhow::Result<()> {
-    let Job { part, config, settings, key, null_text, state, state_is_own, base, train, held_out, .. } = job;
+    let Job { part, config, settings, key, null_text, published, published_here, base, train, held_out, .. } = job;
     let (steps, checkpoint_every, Compute { device, recompute }) = (job.steps, job.checkpoint_every, job.compute);
     let device = device.open_to_train()?;
     let setup = Setup { config: config.clone(), settings, key, null_text, device, recompute, base };
     let mut recorder = Recorder::open(part, &places.history(), events.clone());
-    let beginning = Beginning::choose(setup, &places.run(), places.snapshots(part), state)?;
-    let trained_here = state_is_own || matches!(beginning.origin(), Origin::Snapshot { .. });
+    let beginning = Beginning::choose(setup, &places.run(), places.snapshots(part), published)?;
+    let trained_here = published_here || matches!(beginning.origin(), Origin::Snapshot { .. });
     let (trainer, _reserved) = fit::fitted(memory, &config, &*train, trained_here, || beginning.trainer())?;
     let mut durable = beginning.train(trainer)?;
     recorder.event(EventName::Began, durable.trainer().step_count(), said_of(&durable));
@@ -152,6 +157,7 @@ fn train(
         let _computing = memory.computing();
         durable.trainer().held_out_loss(&held_out, HELD_OUT_SAMPLES)?
     };
+    let mut checkpoint_in = first_checkpoint(checkpoint_every);
     let mut smoothed: Option<f32> = None;
     let mut interval = Interval::begin();
     let (mut reported, mut written, mut snapped) = (Instant::now() - REPORT_EVERY, Instant::now(), Instant::now());
@@ -181,14 +187,13 @@ fn train(
             snapped = Instant::now();
             interval.add_snapshot(snapped - began);
         }
-        if finished || written.elapsed() >= checkpoint_every {
+        if finished || written.elapsed() >= checkpoint_in {
             let began = Instant::now();
             held_out_loss = durable.trainer().held_out_loss(&held_out, HELD_OUT_SAMPLES)?;
             let step = durable.trainer().step_count();
-            let (weights, state) = (durable.trainer().weights()?, durable.trainer().state()?);
-            durable.published(&state);
-            events.blocking_send(TrainerEvent::Checkpoint { part, step, held_out_loss, weights, state })?;
-            written = Instant::now();
+            let published = durable.publish()?;
+            events.blocking_send(TrainerEvent::Checkpoint { part, step, held_out_loss, published })?;
+            (written, checkpoint_in) = (Instant::now(), checkpoint_every);
             interval.add_checkpoint(written - began);
         }
         if finished {
@@ -218,6 +223,11 @@ fn train(
             return Ok(());
         }
     }
+}
+
+/// When a trainer makes its first checkpoint, if it makes one `every` so often.
+fn first_checkpoint(every: Duration) -> Duration {
+    every.mul_f64(FIRST_CHECKPOINT).max(FIRST_CHECKPOINT_MIN).min(every)
 }
 
 /// Where training begins, for people.
@@ -303,8 +313,8 @@ mod tests {
             },
             key: [1; 32],
             null_text: Text { tokens, pooled },
-            state: None,
-            state_is_own: false,
+            published: None,
+            published_here: false,
             base: None,
             train: Arc::new(open()),
             held_out: open(),
@@ -312,6 +322,12 @@ mod tests {
             checkpoint_every: Duration::from_secs(3600),
             compute: Compute { device: DeviceChoice::Cpu, recompute: false },
         }
+    }
+
+    #[test]
+    fn the_first_checkpoint_comes_sooner_and_never_later_than_the_next() {
+        let seconds = |every| first_checkpoint(Duration::from_secs(every)).as_secs();
+        assert_eq!([10, 60, 300, 3600].map(seconds), [10, 60, 60, 720]);
     }
 
     #[test]

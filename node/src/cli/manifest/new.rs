@@ -1,4 +1,4 @@
-//! `paris-node manifest`
+//! `paris-node manifest new`
 
 use std::{
     collections::BTreeSet,
@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand, ValueEnum, builder::ArgPredicate};
+use clap::Args;
 use paris_model::{
     Device,
     data::{Prepared, Shard, ShardInfo, prepared::FILE_NAME},
@@ -22,20 +22,16 @@ use paris_protocol::{
     codec::Wire,
     hash::Hash,
     identity::NodeId,
-    manifest::{
-        self, Additions, Admission, Cluster, Image, ImageCodec, Manifest, Ownership, TextShape, Training, Transformer,
-    },
+    manifest::{self, Additions, Cluster, Image, Manifest, TextShape, Training, Transformer},
     part::Part,
     ticket::Ticket,
 };
 
-use super::encoders::TextChoice;
+use super::{super::encoders::TextChoice, ownership::OwnershipOptions, summary};
 use crate::{
-    api::Client,
     blobs::{Blobs, BlobsConfig},
     encoders,
     runtime::{BASE_TAG, MANIFEST_TAG, recipe, shard_tag},
-    sampling::manifest_from_hex,
     store::{DataDir, Database},
 };
 
@@ -44,13 +40,6 @@ const EXPERT: [u16; 3] = [192, 6, 6];
 /// Those of the router.
 const ROUTER: [u16; 3] = [96, 4, 4];
 
-/// Make or show a run's manifest.
-#[derive(Subcommand)]
-pub(super) enum ManifestCommand {
-    New(Box<New>),
-    Inspect(Inspect),
-}
-
 /// Start a run of your own: fix its data, models and rules in a manifest, and join it.
 ///
 /// The run's id is the hash of the manifest, so nothing in it can change later. The shards go into this node's blob store, from where other
@@ -58,7 +47,7 @@ pub(super) enum ManifestCommand {
 ///
 /// Examples: paris-node manifest new --data prepared --name "my run" --width 96 --depth 3 --heads 4; or with --preset dit-s/2 instead of the sizes
 #[derive(Args)]
-pub(super) struct New {
+pub(in crate::cli) struct New {
     /// The folder that `paris-node data prepare` wrote.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
@@ -130,69 +119,12 @@ pub(super) struct New {
     #[arg(long, default_value_t = 0, help_heading = "Training")]
     steps: u64,
 
-    /// Between two heartbeats of an owner, milliseconds.
-    #[arg(long, default_value_t = 2_000, help_heading = "Ownership")]
-    heartbeat_ms: u32,
-    /// Silence after which an owner is suspected, milliseconds.
-    #[arg(long, default_value_t = 20_000, help_heading = "Ownership")]
-    ttl_ms: u32,
-    /// Between two checkpoints of a part, milliseconds.
-    #[arg(long, default_value_t = 60_000, help_heading = "Ownership")]
-    checkpoint_ms: u32,
-    /// Distinct nodes that must suspect a silent owner before its part may be claimed.
-    #[arg(long, default_value_t = 1, help_heading = "Ownership")]
-    quorum: u16,
-    /// Nodes besides the owner that keep a part's latest checkpoint.
-    #[arg(long, default_value_t = 2, help_heading = "Ownership")]
-    replicas: u16,
-    /// Who may own parts and publish. By invitation, this node's key and those of --allow are the organisers' (`paris-node invite`).
-    #[arg(
-        long,
-        default_value = "open",
-        default_value_if("allowed", ArgPredicate::IsPresent, "allow-list"),
-        help_heading = "Ownership"
-    )]
-    admission: Policy,
-    /// With an allow-list, the key of a node that may own parts besides this one; by invitation, of one that invites. May be repeated. `paris-node init`
-    /// prints a key.
-    #[arg(long = "allow", value_name = "KEY", help_heading = "Ownership")]
-    allowed: Vec<NodeId>,
-}
-
-/// Who may own parts and publish.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Policy {
-    /// Everyone.
-    Open,
-    /// The organisers, and whom they invite.
-    Invite,
-    /// The keys that the manifest names.
-    AllowList,
-}
-
-/// Show the current run's manifest, and the ticket with which others join it.
-///
-/// The ticket carries addresses while the node runs; otherwise it names the run and the seeds that this node joined with.
-///
-/// Example: paris-node manifest inspect --json
-#[derive(Args)]
-pub(super) struct Inspect {
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-impl ManifestCommand {
-    pub(super) async fn run(self, dir: &DataDir) -> anyhow::Result<()> {
-        match self {
-            ManifestCommand::New(command) => command.run(dir).await,
-            ManifestCommand::Inspect(command) => command.run(dir).await,
-        }
-    }
+    #[command(flatten)]
+    ownership: OwnershipOptions,
 }
 
 impl New {
-    async fn run(self, dir: &DataDir) -> anyhow::Result<()> {
+    pub(super) async fn run(self, dir: &DataDir) -> anyhow::Result<()> {
         Database::init(dir)?;
         let _lock = dir.lock()?;
         if !self.data.join(FILE_NAME).exists() {
@@ -210,8 +142,9 @@ impl New {
             base: base.as_deref().map(|base| Blob { hash: Hash::of(base), bytes: base.len() as u64 }),
             epsilon_experts: self.epsilon.iter().copied().collect::<BTreeSet<_>>().into_iter().collect(),
         };
-        let manifest = self.manifest(&prepared, image, &*text, additions, dir.keypair()?.id())?;
+        let mut manifest = self.manifest(&prepared, image, &*text, additions, dir.keypair()?.id())?;
         manifest.check()?;
+        self.ownership.fit(&mut manifest);
         for part in manifest.parts() {
             recipe::part_config(&manifest, part).validate().with_context(|| format!("the {part} cannot be built"))?;
         }
@@ -305,17 +238,8 @@ impl New {
             clusters: clusters.collect::<anyhow::Result<_>>()?,
             expert_training: training,
             router_training: training,
-            ownership: Ownership {
-                heartbeat_ms: self.heartbeat_ms,
-                ttl_ms: self.ttl_ms,
-                intent_ms: self.heartbeat_ms / 2,
-                listen_ms: 2 * self.heartbeat_ms,
-                rank_delay_ms: self.heartbeat_ms / 2,
-                checkpoint_ms: self.checkpoint_ms,
-                quorum: self.quorum,
-                replicas: self.replicas,
-            },
-            admission: self.admit(organiser)?,
+            ownership: self.ownership.ownership(),
+            admission: self.ownership.admission(organiser)?,
             additions,
         })
     }
@@ -347,21 +271,6 @@ impl New {
             patch: self.patch,
         })
     }
-
-    fn admit(&self, organiser: NodeId) -> anyhow::Result<Admission> {
-        if self.admission == Policy::Open && !self.allowed.is_empty() {
-            bail!("--allow names keys, and with --admission open everyone may own parts: leave one of the two out");
-        }
-        let mut keys = self.allowed.clone();
-        keys.push(organiser);
-        keys.sort_unstable();
-        keys.dedup();
-        Ok(match self.admission {
-            Policy::Open => Admission::Open,
-            Policy::Invite => Admission::Invite(keys),
-            Policy::AllowList => Admission::AllowList(keys),
-        })
-    }
 }
 
 /// A base checkpoint's bytes.
@@ -389,66 +298,4 @@ fn image_of(shard: &Shard) -> anyhow::Result<Image> {
 
 fn shard(info: &ShardInfo) -> anyhow::Result<manifest::Shard> {
     Ok(manifest::Shard { hash: info.hash.parse()?, bytes: info.bytes, samples: u32::try_from(info.samples)? })
-}
-
-fn summary(manifest: &Manifest) -> String {
-    let samples: u64 = manifest.clusters.iter().flat_map(|it| &it.train).map(|shard| u64::from(shard.samples)).sum();
-    let parameters = |part| recipe::part_config(manifest, part).parameter_count();
-    let Image { channels, size } = manifest.image;
-    let pictures = match manifest.additions.encoders.image {
-        ImageCodec::Pixels => format!("{samples} training pictures of {size}x{size}"),
-        ImageCodec::Vae { .. } => format!("{samples} training pictures as latents of {channels}x{size}x{size}"),
-    };
-    format!(
-        "{} experts of {} parameters, a router of {}, {pictures}",
-        manifest.clusters.len(),
-        parameters(Part::Expert(0)),
-        parameters(Part::Router),
-    )
-}
-
-impl Inspect {
-    async fn run(self, dir: &DataDir) -> anyhow::Result<()> {
-        let (manifest, ticket) = match Client::of(dir) {
-            Some(client) => {
-                let (manifest, status) = (client.manifest_hex().await?, client.status().await?);
-                (manifest_from_hex(&manifest)?, status.ticket.unwrap_or_default())
-            }
-            None => stored(dir)?,
-        };
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(&manifest)?);
-            return Ok(());
-        }
-        println!("run    {} {:?}", manifest.id()?.0, manifest.name);
-        println!("models {}", summary(&manifest));
-        if let Some(base) = manifest.additions.base {
-            println!("base   {} ({} bytes), from which every expert starts", base.hash, base.bytes);
-        }
-        let noise: Vec<_> =
-            manifest.parts().filter(|part| manifest.predicts_noise(*part)).map(|it| it.name()).collect();
-        if !noise.is_empty() {
-            println!("noise  is what these predict, and the other experts the velocity: {}", noise.join(", "));
-        }
-        for (number, cluster) in manifest.clusters.iter().enumerate() {
-            let count = |shards: &[manifest::Shard]| shards.iter().map(|shard| shard.samples).sum::<u32>();
-            let (train, held_out) = (count(&cluster.train), count(&cluster.held_out));
-            println!("data   cluster {number}: {train} pictures to train on, {held_out} held out");
-        }
-        println!("ticket {ticket}");
-        if ticket.parse::<Ticket>().is_ok_and(|ticket| ticket.seeds.is_empty()) {
-            println!("       (it names no peer to dial: `paris-node run` prints one with which others can join)");
-        }
-        Ok(())
-    }
-}
-
-/// Manifest and ticket of a node that does not run.
-fn stored(dir: &DataDir) -> anyhow::Result<(Manifest, String)> {
-    let _lock = dir.lock()?;
-    let database = Database::open(dir)?;
-    let run = database.current_run()?.context("this node belongs to no run yet: paris-node join TICKET")?;
-    let bytes = database.manifest(run)?.context("the manifest is not here yet: `paris-node run` fetches it")?;
-    let ticket = database.ticket(run)?.unwrap_or(Ticket { run, seeds: Vec::new() });
-    Ok((Manifest::read(&bytes)?, ticket.to_string()))
 }
