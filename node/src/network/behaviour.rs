@@ -27,8 +27,8 @@ const REQUESTS_PER_CONNECTION_MAX: usize = 16;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer that vanished is noticed after so long (it may be back by then, and is refused until it was noticed).
 const IDLE_TIMEOUT_MS: u32 = 4_000;
-const KEEP_ALIVE: Duration = Duration::from_secs(1);
-const PING_INTERVAL: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: Duration = Duration::from_millis(1_500);
+const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Everything that runs over a connection.

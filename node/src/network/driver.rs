@@ -20,7 +20,7 @@ use super::{GossipToken, NetworkConfig, NetworkError, NetworkEvent, ResponseToke
 use paris_protocol::identity::NodeId;
 
 /// How often the book of targets is looked at.
-const DIAL_TICK: Duration = Duration::from_millis(250);
+const DIAL_TICK: Duration = Duration::from_millis(500);
 /// Requests of ours that wait for an answer.
 const REQUESTS_MAX: usize = 256;
 /// Addresses of met peers that the node is told to remember.
