@@ -24,8 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(300);
 /// The part that is trained.
 const PART: &str = "expert-0";
-/// Threads that train, by the beginnings of their names.
-const TRAINER_THREADS: [&str; 2] = ["train-", "compute-"];
+/// Threads that train, draw samples ahead and write snapshots, by the beginnings of their names: a node without a network has them too.
+const TRAINER_THREADS: [&str; 4] = ["train-", "compute-", "draw-ahead", "snapshot"];
 /// Clock ticks a second in which Linux reports a process's CPU time.
 const TICKS_A_SECOND: f64 = 100.0;
 /// Samples a step.
@@ -225,7 +225,7 @@ impl Network {
         })
     }
 
-    /// CPU time of a step in a process that has no network.
+    /// CPU time of a step in a process that has no network, and takes no snapshots.
     fn bare(&self, program: &NodeProcess) -> anyhow::Result<f64> {
         #[derive(Deserialize)]
         struct Measured {

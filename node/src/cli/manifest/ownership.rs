@@ -29,7 +29,7 @@ pub(super) struct OwnershipOptions {
     #[arg(long, default_value_t = 30_000, help_heading = "Ownership")]
     ttl_ms: u32,
     /// Between two checkpoints of a part, milliseconds. By the size of an expert if not given: what publishing takes is weighed against what is lost with a
-    /// node. A new owner publishes the first ones sooner.
+    /// node. A trainer's first comes sooner.
     #[arg(long, help_heading = "Ownership")]
     checkpoint_ms: Option<u32>,
     /// Distinct nodes that must suspect a silent owner before its part may be claimed.
