@@ -164,6 +164,15 @@ impl PartConfig {
         }
     }
 
+    /// Tokens of a picture that go through the trunk.
+    pub fn tokens(&self) -> usize {
+        match self {
+            PartConfig::Expert(ExpertConfig { size, patch, .. }) => (size / patch).pow(2),
+            // The class token besides.
+            PartConfig::Router(RouterConfig { size, patch, .. }) => (size / patch).pow(2) + 1,
+        }
+    }
+
     /// Numbers in all parameters together.
     pub fn parameter_count(&self) -> usize {
         self.shapes().values().map(|shape| shape.iter().product::<usize>()).sum()

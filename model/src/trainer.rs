@@ -1,7 +1,5 @@
 //! Training a part: one object whose every step follows from its state, its key and the data.
 
-use std::collections::BTreeMap;
-
 use candle_core::{D, Device, Tensor, backprop::GradStore};
 use candle_nn::ops::log_softmax;
 
@@ -13,10 +11,11 @@ use crate::{
     draw::{Draw, DrawError, DrawRule, Draws},
     expert::Expert,
     flow::noised,
+    fused::{samples_at_once, share_count},
     gradients::Gradients,
     objective::Objective,
     optimizer::{Failure, Optimizer, Schedule},
-    parameters::{FROZEN, Parameters, group_shapes},
+    parameters::{FROZEN, Parameters},
     prefetch::DRAWS_AHEAD_MAX,
     random::Stream,
     report::{LossByTime, StepDurations, StepReport, timed},
@@ -89,7 +88,7 @@ pub enum TrainError {
 impl TrainError {
     /// True where the device had too little memory left: with smaller micro-batches it may do.
     pub fn is_out_of_memory(&self) -> bool {
-        matches!(self, Self::Candle(error) if is_out_of_memory(error))
+        matches!(self, Self::Candle(error) | Self::Draw(DrawError::Data(error)) if is_out_of_memory(error))
     }
 }
 
@@ -110,6 +109,8 @@ pub struct Trainer {
     optimizer: Optimizer,
     /// Steps asked for. On a GPU one may have failed since it was last looked at; then no later one did anything.
     step: u64,
+    /// Steps when that was last known.
+    checked: u64,
     /// Batches that were passed over.
     skipped: u64,
     /// What was last read of a step: its losses and its gradients' norm.
@@ -151,6 +152,13 @@ impl Model {
             }
         }
     }
+}
+
+/// See [`Trainer::micro_batch_max`].
+fn most_at_once(config: &PartConfig, batch: usize, device: &Device) -> usize {
+    /// Samples are a dimension of CUDA's grids.
+    const GRID_MAX: usize = 65_535;
+    batch.min(if device.is_cpu() { samples_at_once(config.tokens()) } else { GRID_MAX })
 }
 
 impl Trainer {
@@ -206,11 +214,11 @@ impl Trainer {
         let rule = DrawRule {
             key: *key,
             batch,
-            micro_batch: batch,
+            micro_batch: most_at_once(&config, batch, device),
             caption_drop: settings.caption_drop,
             null_text: null_text.to_device(&Device::Cpu)?,
         };
-        let (device, step, skipped, read) = (device.clone(), 0, 0, None);
+        let (device, step, checked, skipped, read) = (device.clone(), 0, 0, 0, None);
         Ok(Self {
             config,
             objective: settings.objective,
@@ -221,6 +229,7 @@ impl Trainer {
             frozen,
             optimizer,
             step,
+            checked,
             skipped,
             read,
         })
@@ -250,17 +259,26 @@ impl Trainer {
         device: &Device,
     ) -> Result<Self, TrainError> {
         config.validate()?;
-        let mut groups = BTreeMap::new();
-        for name in group_shapes(&config).into_keys() {
-            let numbers = state.numbers(Kind::Parameter, &name)?;
-            groups.insert(name, Tensor::from_slice(numbers, numbers.len(), device)?);
+        let parameters = Parameters::initial(&config, key, device)?;
+        let mut groups = parameters.groups().clone();
+        if let Some(frozen) = groups.get_mut(FROZEN) {
+            let numbers = state.numbers(Kind::Parameter, FROZEN)?;
+            *frozen = Tensor::from_slice(numbers, numbers.len(), device)?;
         }
-        let parameters = Parameters::initial(&config, key, device)?.with_groups(groups);
+        let parameters = parameters.with_groups(groups);
         let mut trainer = Self::with_parameters(config, settings, key, null_text, device, parameters)?;
-        trainer.optimizer.restore(state)?;
-        (trainer.step, trainer.skipped) = (state.step, state.cursor.saturating_sub(state.step));
-        trainer.set_micro_batch(state.micro_batch);
+        trainer.restore(state)?;
         Ok(trainer)
+    }
+
+    /// Goes on from another state of this training, in the memory that is there: a second trainer may not fit beside it.
+    pub(crate) fn restore(&mut self, state: &State) -> Result<(), TrainError> {
+        self.optimizer.restore(state)?;
+        (self.step, self.checked) = (state.step, state.step);
+        self.skipped = state.cursor.saturating_sub(state.step);
+        self.set_micro_batch(state.micro_batch);
+        self.read = None;
+        Ok(())
     }
 
     /// Optimiser steps done since the part's beginning, over all owners; on a GPU, those asked for.
@@ -291,6 +309,11 @@ impl Trainer {
     /// Samples that go through the model at once. A step's gradients are summed over its micro-batches; how it is cut decides the last bits.
     pub fn micro_batch(&self) -> usize {
         self.rule.micro_batch
+    }
+
+    /// The largest micro-batch that is worth its memory, and the one that a trainer begins with.
+    pub fn micro_batch_max(&self) -> usize {
+        most_at_once(&self.config, self.rule.batch, &self.device)
     }
 
     /// Cuts steps into micro-batches of so many samples, at least one and at most the whole step.
@@ -325,7 +348,7 @@ impl Trainer {
     ) -> Result<StepReport, TrainError> {
         let mut durations = StepDurations::default();
         let (mut losses, mut times) = (Vec::new(), Vec::new());
-        let mut gradients = Gradients::none(&self.parameters);
+        let mut gradients = self.no_gradients(self.rule.micro_batch);
         let (batch, due) = (self.rule.batch, self.cursor());
         while times.len() < batch {
             let is_due =
@@ -361,12 +384,7 @@ impl Trainer {
         match self.read {
             Some(read) if !self.device.is_cpu() && !self.step.is_multiple_of(READ_EVERY) => Ok(read),
             _ => {
-                if let Some(Failure { step, loss, gradient_norm }) = self.optimizer.failure()? {
-                    // Nothing has changed since the step before it: the trainer is as it was then.
-                    self.step = step - 1;
-                    self.optimizer.forget_failure()?;
-                    return Err(TrainError::NotFinite { step, loss, gradient_norm });
-                }
+                self.check()?;
                 let mut loss_by_time = LossByTime::default();
                 let losses = losses.to_vec1::<f32>()?;
                 times.iter().zip(losses).for_each(|(t, loss)| loss_by_time.add(*t, loss));
@@ -375,17 +393,42 @@ impl Trainer {
         }
     }
 
+    /// Whether all steps asked for went well; the host waits for the device to know. On the CPU each step has said so itself.
+    ///
+    /// # Errors
+    /// [`TrainError::NotFinite`] with the first that failed.
+    pub fn check(&mut self) -> Result<(), TrainError> {
+        if let Some(Failure { step, loss, gradient_norm }) = self.optimizer.failure()? {
+            // Nothing has changed since the step before it: the trainer is as it was then.
+            self.step = step - 1;
+            self.optimizer.forget_failure()?;
+            return Err(TrainError::NotFinite { step, loss, gradient_norm });
+        }
+        self.checked = self.step;
+        Ok(())
+    }
+
+    /// True where it is known that all steps asked for went well.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.checked == self.step
+    }
+
     /// Computes the gradients of two micro-batches of `samples` and throws them away, so that what a step takes can be measured. As many draws are at hand
     /// as in a step with [`Prefetch`](crate::prefetch::Prefetch).
     pub fn rehearse(&self, data: &dyn BatchSource, samples: usize) -> Result<(), TrainError> {
         let rule = DrawRule { micro_batch: samples, ..self.rule.clone() };
         let draws = Draws::new(&rule, data, self.cursor()).take(DRAWS_AHEAD_MAX + 2).collect::<Result<Vec<_>, _>>()?;
-        let mut gradients = Gradients::none(&self.parameters);
+        let mut gradients = self.no_gradients(samples);
         for draw in &draws[..2] {
             gradients.add(self.backward(&self.losses(draw)?)?)?;
         }
         gradients.finish()?;
         Ok(())
+    }
+
+    /// What the gradients of micro-batches of so many samples are added to.
+    fn no_gradients(&self, samples: usize) -> Gradients<'_> {
+        Gradients::none(&self.parameters, share_count(samples))
     }
 
     /// The losses of a draw, on the device.

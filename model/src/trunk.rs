@@ -283,7 +283,7 @@ mod tests {
             let read: Vec<&Tensor> = [&x].into_iter().chain(&modulations).chain(&text).map(Var::as_tensor).collect();
             let mut back = |forward: fn(&Trunk, &Tensor, &[Tensor], Option<&Tensor>) -> Result<Tensor>, recompute| {
                 trunk.set_recompute(recompute);
-                let (mut found, mut gradients) = (Vec::new(), Gradients::none(&parameters));
+                let (mut found, mut gradients) = (Vec::new(), Gradients::none(&parameters, 1));
                 for _ in 0..2 {
                     let out = forward(&trunk, &x, &plain, text.as_ref().map(Var::as_tensor)).unwrap();
                     let store = loss(&out).backward().unwrap();

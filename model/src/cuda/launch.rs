@@ -35,6 +35,24 @@ pub(crate) const ATTENTION_TENSOR_CORES: Module =
     Module { name: "paris_attention_tensor_cores", ptx: ptx::ATTENTION_TENSOR_CORES };
 pub(crate) const ADAMW: Module = Module { name: "paris_adamw", ptx: ptx::ADAMW };
 
+/// Loads a kernel of every module.
+///
+/// # Errors
+/// Where the driver takes them not: built for another device, or by a newer toolkit than it knows.
+pub(crate) fn load_all(device: &CudaDevice) -> Result<()> {
+    let kernels = [
+        (MODULATION, "modulate_f32"),
+        (POINTWISE, "gelu_f32"),
+        (ATTENTION, "attend_f32"),
+        (ATTENTION_TENSOR_CORES, "attend_bf16_64"),
+        (ADAMW, "adamw_f32"),
+    ];
+    for (Module { name, ptx }, kernel) in kernels {
+        device.get_or_load_custom_func(kernel, name, ptx)?;
+    }
+    Ok(())
+}
+
 /// The suffix of kernels for numbers of this type.
 pub(crate) fn suffix(precision: DType) -> Result<&'static str> {
     match precision {

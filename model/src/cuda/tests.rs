@@ -16,7 +16,7 @@ use crate::{
     parameters::{FROZEN, Parameters},
     random::Stream,
     state::Source,
-    trainer::{READ_EVERY, TrainSettings, Trainer},
+    trainer::{READ_EVERY, TrainError, TrainSettings, Trainer},
 };
 
 /// The first device.
@@ -291,6 +291,43 @@ fn recomputing_on_cuda_gives_the_same_bits() {
         };
         assert!(trained(true) == trained(false));
     }
+}
+
+/// Pictures of noise, of which one step's are none.
+struct Spoilt {
+    step: u64,
+    steps: std::sync::atomic::AtomicU64,
+}
+
+impl BatchSource for Spoilt {
+    fn len(&self) -> usize {
+        Noise.len()
+    }
+
+    fn batch(&self, indices: &[usize], device: &Device) -> Result<Batch> {
+        let mut batch = Noise.batch(indices, device)?;
+        if self.steps.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1 == self.step {
+            batch.images = (batch.images * f64::NAN)?;
+        }
+        Ok(batch)
+    }
+}
+
+#[test]
+fn a_step_that_failed_unseen_on_cuda_is_found_when_asked_for() {
+    let Some(device) = device() else { return };
+    let mut trainer = trainer(&PartConfig::Expert(config()), &device);
+    let data = Spoilt { step: 3, steps: Default::default() };
+    trainer.step(&data).unwrap();
+    trainer.check().unwrap();
+    trainer.step(&data).unwrap();
+    let good = trainer.state().unwrap();
+    for _ in 0..2 {
+        trainer.step(&data).unwrap();
+    }
+    assert!(matches!(trainer.check(), Err(TrainError::NotFinite { step: 3, .. })));
+    assert!(trainer.step_count() == 2 && trainer.state().unwrap() == good, "the trainer is as it was before");
+    trainer.check().unwrap();
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::{
 
 impl Durable {
     /// Trains until `watch` breaks off, and writes a snapshot every so often. `watch` is asked before every step; it sees the trainer, and what became
-    /// of the step before.
+    /// of the step before. It is asked again where a step turns out to have failed only then.
     ///
     /// # Errors
     /// If training fails for good, or `watch` does.
@@ -32,16 +32,21 @@ impl Durable {
                 .map_err(|error| fail(error.into()))
         };
         let (mut draws, mut snapped, mut outcome) = (draw(self)?, Instant::now(), None);
-        while watch(&self.trainer, outcome.as_ref())?.is_continue() {
+        loop {
+            let is_over = watch(&self.trainer, outcome.as_ref())?.is_break();
             if snapped.elapsed() >= snapshot_every {
                 self.snapshot().map_err(fail)?;
                 snapped = Instant::now();
             }
-            let stepped = self.step_from(&mut draws)?;
-            if matches!(stepped, Outcome::WentBack(_)) {
-                draws = draw(self)?;
+            outcome = match is_over {
+                false => Some(self.step_from(&mut draws)?),
+                true => self.check()?.map(Outcome::WentBack),
+            };
+            match outcome {
+                Some(Outcome::Stepped(_)) => {}
+                Some(Outcome::WentBack(_)) => draws = draw(self)?,
+                None => break,
             }
-            outcome = Some(stepped);
         }
         self.settle();
         Ok(())

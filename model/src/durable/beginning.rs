@@ -95,7 +95,7 @@ impl Beginning {
         let Self { setup, run, snapshots, writer, problem, origin, supersedes, .. } = self;
         let (written, fallbacks, failed) = (None, 0, None);
         let mut durable = Durable {
-            setup,
+            config: setup.config,
             run,
             trainer,
             origin,

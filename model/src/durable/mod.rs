@@ -118,7 +118,7 @@ impl Display for Fallback {
 
 /// A part in training, with its snapshots.
 pub struct Durable {
-    setup: Setup,
+    config: PartConfig,
     run: String,
     trainer: Trainer,
     origin: Origin,
@@ -140,6 +140,8 @@ pub struct Durable {
 struct Failed {
     step: u64,
     cursor: u64,
+    /// Whether its batch has gone through since.
+    repeated: bool,
 }
 
 impl Durable {
@@ -193,37 +195,45 @@ impl Durable {
     fn outcome(&mut self, stepped: Result<StepReport, TrainError>) -> Result<Outcome, DurableError> {
         match stepped {
             Ok(report) => {
-                self.forgive(report.step);
+                self.forgive();
                 Ok(Outcome::Stepped(report))
             }
-            Err(TrainError::NotFinite { step, loss, gradient_norm }) => {
-                let reason = TrainError::NotFinite { step, loss, gradient_norm };
-                // The batch of that step: on a device that is looked at now and then it is not the last one.
-                let cursor = step - 1 + self.trainer.cursor() - self.trainer.step_count();
-                Ok(Outcome::WentBack(self.go_back(reason, Failed { step, cursor })?))
-            }
-            Err(error) => Err(error.into()),
+            Err(error) => Ok(Outcome::WentBack(self.go_back(error)?)),
         }
     }
 
-    fn go_back(&mut self, reason: TrainError, failed: Failed) -> Result<Fallback, DurableError> {
+    /// Makes sure that no step has failed unseen, as on a GPU it may, before the part is published or given up; or goes back to the last snapshot.
+    ///
+    /// # Errors
+    /// As those of a step.
+    pub fn check(&mut self) -> Result<Option<Fallback>, DurableError> {
+        match self.trainer.check() {
+            Ok(()) => Ok(None),
+            Err(error) => self.go_back(error).map(Some),
+        }
+    }
+
+    fn go_back(&mut self, reason: TrainError) -> Result<Fallback, DurableError> {
+        let TrainError::NotFinite { step, .. } = reason else { return Err(reason.into()) };
+        // The batch of that step: on a device that is looked at now and then it is not the last one.
+        let cursor = step - 1 + self.trainer.cursor() - self.trainer.step_count();
         if self.fallbacks == FALLBACKS_MAX {
             return Err(DurableError::GivenUp(reason));
         }
         self.settle();
-        let found = self.snapshots.latest(&self.setup.config, |header| self.shares_history(header));
+        let found = self.snapshots.latest(&self.config, |header| self.shares_history(header));
         let Some((header, state)) = found else { return Err(DurableError::NoSnapshot(reason)) };
-        let again = self.failed.is_some_and(|before| before.cursor == failed.cursor);
+        let again = self.failed.is_some_and(|before| before.cursor == cursor);
         let micro_batch = self.trainer.micro_batch();
-        self.trainer = self.setup.trainer(Some(&state))?;
+        self.trainer.restore(&state)?;
         self.trainer.set_micro_batch(micro_batch);
         if again {
-            self.passed = failed.cursor + 1;
+            self.passed = cursor + 1;
         }
         // Also what was passed over earlier: the snapshot may be from before that.
         self.trainer.skip_to(self.passed);
         self.fallbacks += 1;
-        self.failed = Some(failed);
+        self.failed = Some(Failed { step, cursor, repeated: false });
         let skipped = self.trainer.cursor() - header.cursor;
         Ok(Fallback { reason, step: header.step, skipped, number: self.fallbacks })
     }
@@ -235,16 +245,20 @@ impl Durable {
     }
 
     /// After a step that was done: what went through at last is said, what is long past is forgotten.
-    fn forgive(&mut self, step: u64) {
-        let Some(failed) = self.failed else { return };
-        if self.trainer.cursor() == failed.cursor + 1 {
+    fn forgive(&mut self) {
+        let Some(failed) = &mut self.failed else { return };
+        if !self.trainer.is_checked() {
+            return;
+        }
+        if self.trainer.cursor() > failed.cursor && self.passed <= failed.cursor && !failed.repeated {
+            failed.repeated = true;
             tracing::warn!(
                 "step {} went through when it was tried again from the same state: this machine had computed wrong. Its memory, its cooling or its \
                  clock rates deserve a look",
                 failed.step
             );
         }
-        if step >= failed.step + FORGIVEN_AFTER_STEPS {
+        if self.trainer.step_count() >= failed.step + FORGIVEN_AFTER_STEPS {
             (self.failed, self.fallbacks) = (None, 0);
         }
     }

@@ -19,6 +19,7 @@ use candle_core::{DType, Result, Tensor};
 
 pub(crate) use matrix::{Matrix, MatrixMut};
 use operation::Operation;
+pub(crate) use operation::{samples_at_once, share_count};
 pub(crate) use sublayers::{CrossAttention, Final, Mlp, SelfAttention};
 use tile::{Gradients, Tile};
 

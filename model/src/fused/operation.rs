@@ -12,16 +12,16 @@ use super::{
     Backward, Keep, Rows, Stage,
     tile::{Gradients, Shape, Tile},
 };
-use crate::vector::vectorised;
 use crate::{
-    gradients::TrunkGradients,
+    gradients::{TrunkGradients, add, total},
     host::{numbers, with_numbers},
 };
 
 /// Rows that go through a sublayer together: enough for a matrix product to run at its full speed, few enough for the cache.
 const TILE_ROWS: usize = 512;
-/// Numbers of a gradient that are summed at once.
-const SUM_BLOCK: usize = 1 << 14;
+
+/// Tiles that a thread takes at once to any profit: with as many, what is done once a pass costs little beside them.
+const TILES_AT_ONCE: usize = 4;
 
 /// Stages applied to a batch.
 pub(super) struct Operation {
@@ -83,8 +83,7 @@ impl<'a> Input<'a> {
 
     /// Samples of a tile: tiles of nearly equal size, so that the last is not small.
     fn tile_samples(&self) -> usize {
-        let fitting = (TILE_ROWS / self.tokens).max(1);
-        self.samples().div_ceil(self.samples().div_ceil(fitting))
+        self.samples().div_ceil(self.samples().div_ceil(samples_of_tile(self.tokens)))
     }
 
     /// The numbers of `rows` in the condition of the samples from `first` on that make up a tile.
@@ -224,9 +223,24 @@ impl Operation {
     }
 }
 
+/// Samples of so many tokens that go through at once to any profit. More take more memory, and hardly less time.
+pub(crate) fn samples_at_once(tokens: usize) -> usize {
+    rayon::current_num_threads() * TILES_AT_ONCE * samples_of_tile(tokens)
+}
+
+/// Samples of so many tokens that make up a tile.
+fn samples_of_tile(tokens: usize) -> usize {
+    (TILE_ROWS / tokens).max(1)
+}
+
+/// Into how many shares the samples of a batch are divided: one a thread, if there are as many.
+pub(crate) fn share_count(batch: usize) -> usize {
+    rayon::current_num_threads().min(batch)
+}
+
 /// The samples of a batch that each thread takes.
 fn shares(batch: usize) -> impl IndexedParallelIterator<Item = Range<usize>> {
-    let threads = rayon::current_num_threads().min(batch);
+    let threads = share_count(batch);
     (0..threads)
         .into_par_iter()
         .with_max_len(1)
@@ -274,17 +288,17 @@ impl CustomOp3 for Operation {
                 "the trunk kept nothing to differentiate: it ran forward without a variable in sight, or went back before"
             );
         };
+        // Each share adds to what that of an earlier pass gave.
+        let mut sums = self.gradients.as_ref().map(TrunkGradients::take_group).unwrap_or_default().into_iter();
+        let work: Vec<(Share, Option<Vec<f32>>)> = shares.into_iter().map(|share| (share, sums.next())).collect();
         let read = |[x_numbers, condition_numbers, group, gradient]: [&[f32]; 4]| {
             let input = self.input((x_numbers, x.dims()), (condition_numbers, condition.dims()), group)?;
             let sample = gradient.len() / input.samples();
-            // The first share adds to what earlier passes gave.
-            let mut sums: Vec<Option<Vec<f32>>> = shares.iter().map(|_| None).collect();
-            sums[0] = self.gradients.as_ref().and_then(TrunkGradients::take_group);
             let back = |(share, sum): (Share, Option<Vec<f32>>)| {
                 let gradient = &gradient[share.samples.start * sample..share.samples.end * sample];
                 self.backward(input, share, gradient, sum.unwrap_or_else(|| vec![0.0; group.len()]))
             };
-            Ok(shares.into_par_iter().zip(sums).with_max_len(1).map(back).collect())
+            Ok(work.into_par_iter().with_max_len(1).map(back).collect())
         };
         let gradients: Vec<ShareGradients> = with_numbers([x, condition, group, gradient], read)?;
         let (mut dx, mut dcondition, mut dgroups) = (Vec::new(), Vec::new(), Vec::new());
@@ -296,10 +310,11 @@ impl CustomOp3 for Operation {
         let tensor = |numbers: Vec<f32>, like: &Tensor| Tensor::from_vec(numbers, like.shape(), like.device());
         let dgroup = match &self.gradients {
             Some(gradients) => {
-                gradients.put_group(total(dgroups));
+                // A smaller pass has fewer shares.
+                gradients.put_group(dgroups.into_iter().chain(sums).collect());
                 None
             }
-            None => Some(tensor(total(dgroups), group)?),
+            None => total(dgroups).map(|dgroup| tensor(dgroup, group)).transpose()?,
         };
         Ok((Some(tensor(dx.concat(), x)?), Some(tensor(dcondition.concat(), condition)?), dgroup))
     }
@@ -314,19 +329,4 @@ fn split_mut(mut numbers: &mut [f32], lengths: Vec<usize>) -> Vec<&mut [f32]> {
         numbers = rest;
     }
     pieces
-}
-
-/// The sum of vectors of equal length, added in their order.
-fn total(vectors: Vec<Vec<f32>>) -> Vec<f32> {
-    let mut vectors = vectors.into_iter();
-    let mut total = vectors.next().unwrap_or_default();
-    for vector in vectors {
-        total.par_chunks_mut(SUM_BLOCK).zip(vector.par_chunks(SUM_BLOCK)).for_each(|(total, block)| add(total, block));
-    }
-    total
-}
-
-/// a += b
-pub(super) fn add(a: &mut [f32], b: &[f32]) {
-    vectorised!(a.iter_mut().zip(b).for_each(|(a, b)| *a += b));
 }

@@ -4,10 +4,12 @@ use super::{
     Backward, Sublayer,
     attention::{self, Attention},
     linear::{self, Linear, LinearGradient},
-    operation::add,
     tile::{Gradients, Shape, Tile},
 };
-use crate::vector::{gelu, gelu_with_derivative, vectorised};
+use crate::{
+    gradients::add,
+    vector::{gelu, gelu_with_derivative, vectorised},
+};
 
 /// x + gate Attention(LN(x) (1 + scale) + shift); the condition is shift, scale and gate.
 pub(crate) struct SelfAttention {

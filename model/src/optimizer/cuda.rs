@@ -177,15 +177,22 @@ impl AdamW {
     }
 
     pub(super) fn restore(&mut self, state: &State) -> Result<()> {
+        let device = self.weights.device().clone();
         let whole = |kind| {
             let mut whole = Vec::new();
             for (name, _, length) in &self.groups {
                 whole.extend_from_slice(numbers(state, kind, name, *length)?);
             }
-            Tensor::from_slice(&whole, whole.len(), self.weights.device())
+            Tensor::from_slice(&whole, whole.len(), &device)
         };
-        (self.average, self.first, self.second) =
-            (whole(Kind::Average)?, whole(Kind::FirstMoment)?, whole(Kind::SecondMoment)?);
+        // One after the other, so that what each replaces has made room for the next.
+        self.weights = whole(Kind::Parameter)?;
+        self.average = whole(Kind::Average)?;
+        self.first = whole(Kind::FirstMoment)?;
+        self.second = whole(Kind::SecondMoment)?;
+        for Variable { variable, start, .. } in &self.variables {
+            variable.set(&self.weights.narrow(0, *start, variable.elem_count())?.to_dtype(self.precision)?)?;
+        }
         Ok(())
     }
 

@@ -138,7 +138,7 @@ impl Optimizer {
         on_device!(&self.0, it => it.state())
     }
 
-    /// Restores saved moments and averages of every group; the weights were given when it was made.
+    /// Restores saved weights, moments and averages of every group, and what is computed with.
     ///
     /// # Errors
     /// If a group is missing.

@@ -4,6 +4,7 @@ mod clip;
 mod clip_tokenizer;
 mod hashed;
 mod minilm;
+mod own_thread;
 
 use candle_core::{Device, Result};
 
@@ -11,6 +12,7 @@ pub use clip::ClipText;
 pub use clip_tokenizer::{CLIP_TOKENS, ClipTokenizer};
 pub use hashed::HashedText;
 pub use minilm::{MINILM_TOKENS_MAX, MiniLmText};
+pub use own_thread::OwnThreadText;
 
 use crate::{batch::Text, pretrained::Identity};
 

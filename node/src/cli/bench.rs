@@ -70,7 +70,7 @@ pub(super) struct Train {
     /// Samples a step.
     #[arg(long, default_value_t = 8)]
     batch: usize,
-    /// Samples that go through the model at once, the whole step if not given: fewer take less memory.
+    /// Samples that go through the model at once, as many as are worth their memory if not given: fewer take less.
     #[arg(long, conflicts_with = "forward_only")]
     micro_batch: Option<usize>,
     /// Compute what the way back reads a second time instead of keeping it, as `run --recompute`: less memory, more time.
@@ -195,7 +195,9 @@ impl Train {
         };
         let null = data.batch(&[0], &Device::Cpu)?.text;
         let mut trainer = Trainer::new(PartConfig::Expert(config.clone()), settings, &KEY, &null, &Device::Cpu)?;
-        trainer.set_micro_batch(self.micro_batch.unwrap_or(self.batch));
+        if let Some(samples) = self.micro_batch {
+            trainer.set_micro_batch(samples);
+        }
         trainer.set_recompute(self.recompute);
         Ok(Box::new(move || Ok(trainer.step(&data).map(drop)?)))
     }

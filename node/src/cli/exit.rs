@@ -79,9 +79,11 @@ impl Exit {
             | NodeError::Encoder(_) => Self::Configuration,
             NodeError::Halt(_) => Self::Identity,
             NodeError::DiskFull { .. } => Self::DiskFull,
-            NodeError::Network(_) | NodeError::Blobs(_) | NodeError::NoManifest { .. } | NodeError::Stopped => {
-                Self::Failed
-            }
+            NodeError::EncoderThread(_)
+            | NodeError::Network(_)
+            | NodeError::Blobs(_)
+            | NodeError::NoManifest { .. }
+            | NodeError::Stopped => Self::Failed,
         }
     }
 

@@ -71,7 +71,7 @@ pub(super) fn fitted(
         return Err(FitError::TooLittle { held, step: None, left });
     }
     let mut trainer = build()?;
-    let batch = trainer.batch();
+    let (batch, most) = (trainer.batch(), trainer.micro_batch_max());
     let before = before.then_some(trainer.micro_batch());
     if !trainer.device().is_cpu() {
         let tried = |samples| {
@@ -80,13 +80,13 @@ pub(super) fn fitted(
             // Takes the averaged weights beside those that are trained.
             trainer.held_out_loss(data, samples).map(drop)
         };
-        let samples = first_that_fits(before.into_iter().chain(micro_batches(batch)), tried)?;
+        let samples = first_that_fits(before.into_iter().chain(micro_batches(most)), tried)?;
         tracing::info!("steps of {batch} samples, {samples} at a time on the GPU, as tried");
         return Ok((trainer, alone.reserve(held)));
     }
-    trainer.set_micro_batch(batch);
+    trainer.set_micro_batch(most);
     if !is_counted() {
-        tracing::debug!("this program does not count its memory: steps are not cut");
+        tracing::debug!("this program does not count its memory: steps are not cut to fit");
         return Ok((trainer, alone.reserve(held)));
     }
     let measured = |samples: usize| {
@@ -94,20 +94,20 @@ pub(super) fn fitted(
             let (rehearsed, bytes) = peak_during(|| trainer.rehearse(data, samples));
             rehearsed.map(|()| Peak { samples, bytes })
         };
-        Ok::<_, TrainError>(Footprint::from_peaks(peak(samples)?, peak((2 * samples).min(batch))?))
+        Ok::<_, TrainError>(Footprint::from_peaks(peak(samples)?, peak((2 * samples).min(most))?))
     };
     // Half is left for parts that come later, unless this one needs more.
     let budgets = [left / 2, left].map(|bytes| bytes.saturating_sub(held));
     let mut footprint = measured(1)?;
     // Up to one sample a thread, every sample brings a thread's own memory. Where that may be what does not fit, it is told apart, if there is room to.
     let threads = rayon::current_num_threads();
-    if footprint.bytes(batch) > budgets[0] && footprint.bytes(2 * threads) <= budgets[0] && 2 * threads <= batch {
+    if footprint.bytes(most) > budgets[0] && footprint.bytes(2 * threads) <= budgets[0] && 2 * threads <= most {
         footprint = measured(threads)?;
     }
     // The cut decides the last bits, so that of the state stands before a larger one wherever it fits at all.
     let choose = |footprint: &Footprint| {
         let kept = before.filter(|before| footprint.bytes(*before) <= budgets[1]);
-        kept.or_else(|| budgets.iter().find_map(|budget| footprint.micro_batch(batch, *budget)))
+        kept.or_else(|| budgets.iter().find_map(|budget| footprint.micro_batch(most, *budget)))
     };
     let mut fitting = choose(&footprint);
     // Small steps have their peak elsewhere than large ones, which take more a sample: measured again nearer to what seems to fit.
@@ -273,7 +273,7 @@ mod tests {
     fn what_a_part_takes_is_reserved_and_the_cut_of_its_state_is_kept() {
         let ample = Memory::new(Some(64 << 30));
         let (trainer, reserved) = fitted(&ample, &config(), &Grey, false, || build(4)).unwrap();
-        assert_eq!(trainer.micro_batch(), BATCH);
+        assert_eq!(trainer.micro_batch(), trainer.micro_batch_max());
         assert!(ample.alone().left_bytes() < (64 << 30) - held());
         drop(reserved);
         assert_eq!(ample.alone().left_bytes(), 64 << 30);

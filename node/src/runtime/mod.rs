@@ -12,7 +12,11 @@ mod trainer;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use paris_model::{config::PartConfig, device::DeviceError, text::TextEncoder};
+use paris_model::{
+    config::PartConfig,
+    device::DeviceError,
+    text::{OwnThreadText, TextEncoder},
+};
 use paris_protocol::{
     agent::{Agent, InviteError, Mirror, Settings},
     checkpoint::{Checkpoint, CheckpointId},
@@ -100,6 +104,9 @@ pub enum NodeError {
     /// An encoder of the run.
     #[error(transparent)]
     Encoder(#[from] EncoderError),
+    /// The thread that encodes captions.
+    #[error("no thread to encode captions: {0}. The machine has too many")]
+    EncoderThread(#[source] std::io::Error),
     /// The run's manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -391,9 +398,11 @@ impl Room {
 /// The run's text encoder, so that missing files are said now, not when a part is to be trained. CLIP takes a second or two.
 async fn read_text_encoder(manifest: &Manifest, config: &NodeConfig) -> Result<Arc<dyn TextEncoder>, NodeError> {
     let (named, shape) = (manifest.additions.encoders.text, manifest.text);
-    let (folder, device) = (config.dir.encoders_path(), config.compute.device.open_to_train()?);
-    let read = tokio::task::spawn_blocking(move || encoders::text_encoder(named, shape, &folder, &device));
-    Ok(read.await.map_err(|_| NodeError::Stopped)??)
+    let (folder, choice) = (config.dir.encoders_path(), config.compute.device);
+    let load = move || Ok::<_, NodeError>(encoders::text_encoder(named, shape, &folder, &choice.open_to_train()?)?);
+    // Several parts' trainers and readers ask it, each from a thread of its own.
+    let started = tokio::task::spawn_blocking(|| OwnThreadText::start(load).map_err(NodeError::EncoderThread));
+    Ok(Arc::new(started.await.map_err(|_| NodeError::Stopped)???))
 }
 
 /// The run's manifest from the store, or else from any seed; its bytes hash to the run's id, or it is not the manifest.

@@ -163,20 +163,26 @@ fn train(
     let (mut reported, mut written, mut snapped) = (Instant::now() - REPORT_EVERY, Instant::now(), Instant::now());
     loop {
         let _computing = memory.computing();
-        let finished = stop.load(Ordering::Relaxed) || (steps > 0 && durable.trainer().step_count() >= steps);
-        if !finished {
-            match durable.step_from(&mut draws)? {
-                Outcome::Stepped(report) => {
-                    interval.add(&report);
-                    smoothed = Some(smoothed.map_or(report.loss, |mean| mean + LOSS_SMOOTHING * (report.loss - mean)));
-                }
-                Outcome::WentBack(fallback) => {
-                    tracing::error!("{part}: {fallback}");
-                    recorder.event(EventName::WentBack, fallback.step, fallback.to_string());
-                    smoothed = None;
-                    draws = draw(&durable)?;
-                }
+        let mut finished = stop.load(Ordering::Relaxed) || (steps > 0 && durable.trainer().step_count() >= steps);
+        let mut publishes = finished || written.elapsed() >= checkpoint_in;
+        // What is published is known to have gone well.
+        let outcome = match publishes {
+            true => durable.check()?.map(Outcome::WentBack),
+            false => Some(durable.step_from(&mut draws)?),
+        };
+        match outcome {
+            Some(Outcome::Stepped(report)) => {
+                interval.add(&report);
+                smoothed = Some(smoothed.map_or(report.loss, |mean| mean + LOSS_SMOOTHING * (report.loss - mean)));
             }
+            Some(Outcome::WentBack(fallback)) => {
+                tracing::error!("{part}: {fallback}");
+                recorder.event(EventName::WentBack, fallback.step, fallback.to_string());
+                smoothed = None;
+                draws = draw(&durable)?;
+                (finished, publishes) = (false, false);
+            }
+            None => {}
         }
         if finished || snapped.elapsed() >= places.snapshot_every {
             let began = Instant::now();
@@ -187,7 +193,7 @@ fn train(
             snapped = Instant::now();
             interval.add_snapshot(snapped - began);
         }
-        if finished || written.elapsed() >= checkpoint_in {
+        if publishes {
             let began = Instant::now();
             held_out_loss = durable.trainer().held_out_loss(&held_out, HELD_OUT_SAMPLES)?;
             let step = durable.trainer().step_count();

@@ -1,0 +1,161 @@
+//! An encoder on a thread of its own, for many to ask: candle's stream and handles of a GPU are the thread's that opened it ([`DeviceChoice::open`]).
+//!
+//! [`DeviceChoice::open`]: crate::device::DeviceChoice::open
+
+use std::{
+    panic::resume_unwind,
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread,
+};
+
+use candle_core::{Device, Result};
+
+use super::TextEncoder;
+use crate::{batch::Text, pretrained::Identity};
+
+/// An encoder whose work is done on one thread, whoever asks. The thread ends with it.
+pub struct OwnThreadText {
+    identity: Identity,
+    tokens: usize,
+    width: usize,
+    requests: Sender<Request>,
+}
+
+/// Captions, and where their vectors go, in host memory.
+struct Request {
+    captions: Vec<String>,
+    answer: Sender<Result<Text>>,
+}
+
+impl OwnThreadText {
+    /// Starts the thread and loads the encoder there: `load`'s error is the inner one, and its panic goes on here.
+    ///
+    /// # Errors
+    /// If there is no thread to be had.
+    pub fn start<E: Send + 'static>(
+        load: impl FnOnce() -> std::result::Result<Arc<dyn TextEncoder>, E> + Send + 'static,
+    ) -> std::io::Result<std::result::Result<Self, E>> {
+        let (requests, asked) = channel();
+        let (loaded, wait) = channel();
+        let thread = thread::Builder::new().name("text-encoder".to_owned()).spawn(move || match load() {
+            Ok(encoder) => {
+                let shape = (encoder.identity(), encoder.tokens(), encoder.width());
+                // Who waits for it is there, or nobody asks later.
+                let _ = loaded.send(Ok(shape));
+                serve(&*encoder, asked);
+            }
+            Err(error) => drop(loaded.send(Err(error))),
+        })?;
+        match wait.recv() {
+            Ok(shape) => Ok(shape.map(|(identity, tokens, width)| Self { identity, tokens, width, requests })),
+            Err(_) => match thread.join() {
+                Err(panic) => resume_unwind(panic),
+                Ok(()) => unreachable!("the thread says how loading went, or panics"),
+            },
+        }
+    }
+}
+
+/// Answers until nobody is left who could ask.
+fn serve(encoder: &dyn TextEncoder, asked: Receiver<Request>) {
+    for Request { captions, answer } in asked {
+        let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
+        // Who asked may be gone.
+        let _ = answer.send(encoder.encode(&captions, &Device::Cpu));
+    }
+}
+
+impl TextEncoder for OwnThreadText {
+    fn identity(&self) -> Identity {
+        self.identity.clone()
+    }
+
+    fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    fn encode(&self, captions: &[&str], device: &Device) -> Result<Text> {
+        let gone = || candle_core::Error::msg("the text encoder's thread has ended: it panicked, the log says where");
+        let (answer, encoded) = channel();
+        let captions = captions.iter().map(|caption| (*caption).to_owned()).collect();
+        self.requests.send(Request { captions, answer }).map_err(|_| gone())?;
+        encoded.recv().map_err(|_| gone())??.to_device(device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread::{ThreadId, current, scope};
+
+    use super::*;
+    use crate::text::HashedText;
+
+    const TEXT: HashedText = HashedText { tokens: 3, width: 4 };
+
+    /// Encodes on the thread that loaded it and on no other, and not everything.
+    struct Particular(ThreadId);
+
+    impl TextEncoder for Particular {
+        fn identity(&self) -> Identity {
+            TEXT.identity()
+        }
+
+        fn tokens(&self) -> usize {
+            TEXT.tokens
+        }
+
+        fn width(&self) -> usize {
+            TEXT.width
+        }
+
+        fn encode(&self, captions: &[&str], device: &Device) -> Result<Text> {
+            assert_eq!(current().id(), self.0);
+            match captions {
+                ["unknown"] => candle_core::bail!("a caption that cannot be encoded"),
+                ["deadly"] => panic!("a fault"),
+                captions => TEXT.encode(captions, device),
+            }
+        }
+    }
+
+    fn start() -> OwnThreadText {
+        OwnThreadText::start(|| Ok::<_, ()>(Arc::new(Particular(current().id())) as _)).unwrap().unwrap()
+    }
+
+    #[test]
+    fn many_threads_are_answered_by_one() {
+        let encoder = start();
+        assert_eq!((encoder.identity(), encoder.tokens(), encoder.width()), (TEXT.identity(), 3, 4));
+        scope(|scope| {
+            for number in 0..4 {
+                let encoder = &encoder;
+                scope.spawn(move || {
+                    let captions = [format!("caption {number}"), "a dog".to_owned()];
+                    let captions = captions.each_ref().map(String::as_str);
+                    let numbers = |text: Text| text.tokens.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                    let (found, expected) =
+                        (encoder.encode(&captions, &Device::Cpu), TEXT.encode(&captions, &Device::Cpu));
+                    assert_eq!(numbers(found.unwrap()), numbers(expected.unwrap()));
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn errors_are_told_to_who_asked() {
+        let encoder = start();
+        let failed = |caption| encoder.encode(&[caption], &Device::Cpu).map(|_| ()).unwrap_err().to_string();
+        assert!(failed("unknown").contains("cannot be encoded"));
+        encoder.encode(&["known"], &Device::Cpu).unwrap();
+        assert!(failed("deadly").contains("panicked"));
+        assert!(failed("known").contains("panicked"));
+        assert_eq!(OwnThreadText::start(|| Err("no such file")).unwrap().map(|_| ()), Err("no such file"));
+    }
+}
