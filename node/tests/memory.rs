@@ -81,13 +81,14 @@ fn measure_and_compare() {
         samples,
         bytes: peak_during(|| trainer.rehearse(&Grey, samples).unwrap()).1,
     };
+    // What threads make once for good, a matrix product's buffers above all, belongs to no step.
+    trainer.rehearse(&Grey, 8).unwrap();
     let footprint = Footprint::from_peaks(peak(&trainer, 4), peak(&trainer, 8));
     println!("{footprint:?}");
     for samples in [16, 32] {
         let (promised, measured) = (footprint.bytes(samples), peak(&trainer, samples).bytes);
         println!("{samples} samples: {promised} promised, {measured} measured");
-        // Up to 6 % more was seen, on a processor with AVX-512. The fit leaves a quarter of the memory free.
-        assert!(measured <= promised + promised / 10, "{samples} samples take {measured} bytes, not {promised}");
+        assert!(measured <= promised + promised / 20, "{samples} samples take {measured} bytes, not {promised}");
         assert!(promised <= 2 * measured, "{samples} samples take {measured} bytes only, not {promised}");
     }
     // What a thread has in hand at a time is the same in both, so that only more samples than those tell them apart.

@@ -94,7 +94,9 @@ pub(super) fn fitted(
             let (rehearsed, bytes) = peak_during(|| trainer.rehearse(data, samples));
             rehearsed.map(|()| Peak { samples, bytes })
         };
-        Ok::<_, TrainError>(Footprint::from_peaks(peak(samples)?, peak((2 * samples).min(most))?))
+        // The larger first: what threads make once for good then counts as the samples', too much rather than too little.
+        let large = peak((2 * samples).min(most))?;
+        Ok::<_, TrainError>(Footprint::from_peaks(peak(samples)?, large))
     };
     // Half is left for parts that come later, unless this one needs more.
     let budgets = [left / 2, left].map(|bytes| bytes.saturating_sub(held));
