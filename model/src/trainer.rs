@@ -398,14 +398,17 @@ impl Trainer {
     /// # Errors
     /// [`TrainError::NotFinite`] with the first that failed.
     pub fn check(&mut self) -> Result<(), TrainError> {
-        if let Some(Failure { step, loss, gradient_norm }) = self.optimizer.failure()? {
+        let failure = self.optimizer.failure()?;
+        if let Some(Failure { step, .. }) = failure {
             // Nothing has changed since the step before it: the trainer is as it was then.
             self.step = step - 1;
             self.optimizer.forget_failure()?;
-            return Err(TrainError::NotFinite { step, loss, gradient_norm });
         }
         self.checked = self.step;
-        Ok(())
+        match failure {
+            Some(Failure { step, loss, gradient_norm }) => Err(TrainError::NotFinite { step, loss, gradient_norm }),
+            None => Ok(()),
+        }
     }
 
     /// True where it is known that all steps asked for went well.
