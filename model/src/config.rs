@@ -111,6 +111,11 @@ impl Collector {
 }
 
 impl ExpertConfig {
+    /// Tokens of a picture: its patches.
+    pub fn tokens(&self) -> usize {
+        (self.size / self.patch).pow(2)
+    }
+
     /// Names and shapes of all parameters, as in the published weights.
     pub fn shapes(&self) -> Shapes {
         let mut shapes = Collector(Shapes::new());
@@ -132,6 +137,11 @@ impl ExpertConfig {
 }
 
 impl RouterConfig {
+    /// Tokens of a picture: its patches, and the class token.
+    pub fn tokens(&self) -> usize {
+        (self.size / self.patch).pow(2) + 1
+    }
+
     /// Names and shapes of all parameters, as in the published weights; `caption_proj` is ours.
     pub fn shapes(&self) -> Shapes {
         let mut shapes = Collector(Shapes::new());
@@ -167,9 +177,8 @@ impl PartConfig {
     /// Tokens of a picture that go through the trunk.
     pub fn tokens(&self) -> usize {
         match self {
-            PartConfig::Expert(ExpertConfig { size, patch, .. }) => (size / patch).pow(2),
-            // The class token besides.
-            PartConfig::Router(RouterConfig { size, patch, .. }) => (size / patch).pow(2) + 1,
+            PartConfig::Expert(config) => config.tokens(),
+            PartConfig::Router(config) => config.tokens(),
         }
     }
 

@@ -5,8 +5,8 @@ use crate::config::ExpertConfig;
 /// Floating-point operations of one training step or forward pass of a transformer: its matrix products, a multiplication and an addition
 /// each. The backward pass has two products for each of the forward pass.
 pub fn transformer_flops(config: &ExpertConfig, batch: usize, forward_only: bool) -> f64 {
-    let ExpertConfig { channels, size, patch, width, depth, text_tokens, text_width, .. } = *config;
-    let (tokens, patch_numbers) = ((size / patch).pow(2), patch * patch * channels);
+    let ExpertConfig { channels, patch, width, depth, text_tokens, text_width, .. } = *config;
+    let (tokens, patch_numbers) = (config.tokens(), patch * patch * channels);
     let projections = tokens * width * (4 + 2 + 8) * width + text_tokens * width * 2 * width;
     let mixing = 2 * tokens * (tokens + text_tokens) * width;
     let ends = 2 * tokens * patch_numbers * width + text_tokens * text_width * width + 8 * width * width;

@@ -63,7 +63,7 @@ pub(crate) struct Gradients<'a> {
 
 impl<'a> Gradients<'a> {
     /// No gradients yet: what a step that failed has left of the trunk's is forgotten. The trunk's sums, `shares` of them, are made now, where those of the step before
-    /// were: later the forward pass would have broken up their place, and a large piece of fresh memory be needed at every other step.
+    /// were: later the forward pass would have broken up their place, and they would take fresh memory.
     pub(crate) fn none(parameters: &'a Parameters, shares: usize) -> Self {
         if let Some(trunk) = parameters.trunk_gradients() {
             let zeros = |group: Tensor| (0..shares).map(move |_| vec![0.0; group.elem_count()]);

@@ -32,6 +32,7 @@ mod operations;
 pub mod optimizer;
 pub mod parameters;
 pub mod parity;
+mod part_model;
 pub mod peak;
 pub mod prefetch;
 pub mod preset;

@@ -1,25 +1,22 @@
 //! Training a part: one object whose every step follows from its state, its key and the data.
 
-use candle_core::{D, Device, Tensor, backprop::GradStore};
-use candle_nn::ops::log_softmax;
+use candle_core::{Device, Tensor, backprop::GradStore};
 
 use crate::{
-    batch::{Batch, BatchSource, Text, noise_like},
+    batch::{BatchSource, Text, noise_like},
     checkpoint::{self, CheckpointError},
     config::{ConfigError, PartConfig},
     device::{compute_precision, is_out_of_memory},
     draw::{Draw, DrawError, DrawRule, Draws},
-    expert::Expert,
-    flow::noised,
     fused::{samples_at_once, share_count},
     gradients::Gradients,
     objective::Objective,
     optimizer::{Failure, Optimizer, Schedule},
     parameters::{FROZEN, Parameters},
+    part_model::PartModel,
     prefetch::DRAWS_AHEAD_MAX,
     random::Stream,
     report::{LossByTime, StepDurations, StepReport, timed},
-    router::Router,
     state::{Kind, Published, Source, State},
 };
 
@@ -101,7 +98,7 @@ pub struct Trainer {
     objective: Objective,
     rule: DrawRule,
     device: Device,
-    model: Model,
+    model: PartModel,
     /// What the model computes with; the optimiser keeps it.
     parameters: Parameters,
     /// What is stored but not trained, f32.
@@ -115,43 +112,6 @@ pub struct Trainer {
     skipped: u64,
     /// What was last read of a step: its losses and its gradients' norm.
     read: Option<(LossByTime, f32)>,
-}
-
-/// A part's network.
-enum Model {
-    Expert(Expert),
-    Router(Router),
-}
-
-impl Model {
-    fn new(config: &PartConfig, parameters: &Parameters) -> candle_core::Result<Self> {
-        Ok(match config {
-            PartConfig::Expert(config) => Model::Expert(Expert::new(config, parameters)?),
-            PartConfig::Router(config) => Model::Router(Router::new(config, parameters)?),
-        })
-    }
-
-    /// The loss of each sample, `[B]`, of a batch that is noised by `noise` to `times`. The batch's loss is their mean.
-    fn losses(
-        &self,
-        objective: Objective,
-        batch: &Batch,
-        noise: &Tensor,
-        times: &[f32],
-    ) -> candle_core::Result<Tensor> {
-        match self {
-            Model::Expert(expert) => {
-                let point = objective.noised(&batch.images, noise, times)?;
-                let predicted = expert.forward(&point.x, &point.time, &batch.text.tokens)?;
-                (predicted - &point.target)?.sqr()?.flatten_from(1)?.mean(D::Minus1)
-            }
-            Model::Router(router) => {
-                let point = noised(&batch.images, noise, times)?;
-                let logits = router.forward(&point.x, &point.time, Some(&batch.text.pooled))?;
-                log_softmax(&logits, D::Minus1)?.gather(&batch.labels.unsqueeze(1)?, 1)?.squeeze(1)?.neg()
-            }
-        }
-    }
 }
 
 /// See [`Trainer::micro_batch_max`].
@@ -209,7 +169,7 @@ impl Trainer {
         };
         let (optimizer, parameters) = Optimizer::new(schedule, parameters, compute_precision(device))?;
         let parameters = parameters.with_trunk_gradients();
-        let model = Model::new(&config, &parameters)?;
+        let model = PartModel::new(&config, &parameters)?;
         let batch = settings.batch.max(1);
         let rule = DrawRule {
             key: *key,
@@ -323,10 +283,7 @@ impl Trainer {
 
     /// Whether to keep of a sublayer only what it read and to run it again on the way back: the same bits in less memory, and more time.
     pub fn set_recompute(&mut self, recompute: bool) {
-        match &mut self.model {
-            Model::Expert(expert) => expert.set_recompute(recompute),
-            Model::Router(router) => router.set_recompute(recompute),
-        }
+        self.model.set_recompute(recompute);
     }
 
     /// What decides this part's draws, for whoever makes them ahead.
@@ -452,7 +409,7 @@ impl Trainer {
         if count == 0 {
             return Err(DrawError::NoSamples.into());
         }
-        let model = Model::new(&self.config, &self.optimizer.averaged(&self.device)?.to_compute()?)?;
+        let model = PartModel::new(&self.config, &self.optimizer.averaged(&self.device)?.to_compute()?)?;
         let indices: Vec<usize> = (0..count).collect();
         let mut sum = 0.0;
         for indices in indices.chunks(self.rule.micro_batch) {

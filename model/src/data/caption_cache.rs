@@ -116,31 +116,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::{pretrained::Identity, text::HashedText};
-
-    const TEXT: HashedText = HashedText { tokens: 3, width: 4 };
-
-    /// Counts the captions that it encodes.
-    struct Counting(AtomicUsize);
-
-    impl TextEncoder for Counting {
-        fn identity(&self) -> Identity {
-            TEXT.identity()
-        }
-
-        fn tokens(&self) -> usize {
-            TEXT.tokens
-        }
-
-        fn width(&self) -> usize {
-            TEXT.width
-        }
-
-        fn encode(&self, captions: &[&str], device: &Device) -> Result<Text> {
-            self.0.fetch_add(captions.len(), Ordering::Relaxed);
-            TEXT.encode(captions, device)
-        }
-    }
+    use crate::text::watched::{TEXT, WatchedText};
 
     fn numbers(text: &Text) -> (Vec<f32>, Vec<f32>) {
         let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1().unwrap();
@@ -149,14 +125,18 @@ mod tests {
 
     #[test]
     fn it_gives_what_the_encoder_gives_and_asks_it_once() {
-        let encoder = Arc::new(Counting(AtomicUsize::new(0)));
-        let cache = CaptionCache::new(encoder.clone());
+        let encoded = Arc::new(AtomicUsize::new(0));
+        let counted = encoded.clone();
+        let cache = CaptionCache::new(Arc::new(WatchedText(move |captions: &[&str]| {
+            counted.fetch_add(captions.len(), Ordering::Relaxed);
+            Ok(())
+        })));
         let captions = ["a cat", "a dog", "a cat", ""].map(str::to_owned);
         let direct = TEXT.encode(&captions.each_ref().map(String::as_str), &Device::Cpu).unwrap();
         for _ in 0..3 {
             assert_eq!(numbers(&cache.encode(&captions, &Device::Cpu).unwrap()), numbers(&direct));
         }
-        assert_eq!(encoder.0.load(Ordering::Relaxed), 3);
+        assert_eq!(encoded.load(Ordering::Relaxed), 3);
     }
 
     #[test]

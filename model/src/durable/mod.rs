@@ -202,7 +202,7 @@ impl Durable {
         }
     }
 
-    /// Makes sure that no step has failed unseen, as on a GPU it may, before the part is published or given up; or goes back to the last snapshot.
+    /// Makes sure that no step has failed unseen, as on a GPU it may, before the part is published or training ends; or goes back to the last snapshot.
     ///
     /// # Errors
     /// As those of a step.

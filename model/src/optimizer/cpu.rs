@@ -99,11 +99,8 @@ impl AdamW {
     pub(super) fn restore(&mut self, state: &State) -> Result<()> {
         for (name, group) in &mut self.groups {
             let of_kind = |kind| numbers(state, kind, name, group.variable.elem_count());
-            group.variable.set(&Tensor::from_slice(
-                of_kind(Kind::Parameter)?,
-                group.variable.shape(),
-                &Device::Cpu,
-            )?)?;
+            let weights = Tensor::from_slice(of_kind(Kind::Parameter)?, group.variable.shape(), &Device::Cpu)?;
+            group.variable.set(&weights)?;
             let (first, second) = (of_kind(Kind::FirstMoment)?.to_vec(), of_kind(Kind::SecondMoment)?.to_vec());
             group.numbers = Numbers { first, second, average: of_kind(Kind::Average)?.to_vec() };
         }

@@ -5,6 +5,8 @@ mod clip_tokenizer;
 mod hashed;
 mod minilm;
 mod own_thread;
+#[cfg(test)]
+pub(crate) mod watched;
 
 use candle_core::{Device, Result};
 

@@ -92,41 +92,26 @@ impl TextEncoder for OwnThreadText {
 
 #[cfg(test)]
 mod tests {
-    use std::thread::{ThreadId, current, scope};
+    use std::thread::{current, scope};
 
     use super::*;
-    use crate::text::HashedText;
-
-    const TEXT: HashedText = HashedText { tokens: 3, width: 4 };
+    use crate::text::watched::{TEXT, WatchedText};
 
     /// Encodes on the thread that loaded it and on no other, and not everything.
-    struct Particular(ThreadId);
-
-    impl TextEncoder for Particular {
-        fn identity(&self) -> Identity {
-            TEXT.identity()
-        }
-
-        fn tokens(&self) -> usize {
-            TEXT.tokens
-        }
-
-        fn width(&self) -> usize {
-            TEXT.width
-        }
-
-        fn encode(&self, captions: &[&str], device: &Device) -> Result<Text> {
-            assert_eq!(current().id(), self.0);
-            match captions {
-                ["unknown"] => candle_core::bail!("a caption that cannot be encoded"),
-                ["deadly"] => panic!("a fault"),
-                captions => TEXT.encode(captions, device),
-            }
-        }
-    }
-
     fn start() -> OwnThreadText {
-        OwnThreadText::start(|| Ok::<_, ()>(Arc::new(Particular(current().id())) as _)).unwrap().unwrap()
+        let load = || {
+            let own = current().id();
+            let watch = move |captions: &[&str]| {
+                assert_eq!(current().id(), own);
+                match captions {
+                    ["unknown"] => candle_core::bail!("a caption that cannot be encoded"),
+                    ["deadly"] => panic!("a fault"),
+                    _ => Ok(()),
+                }
+            };
+            Ok::<_, ()>(Arc::new(WatchedText(watch)) as _)
+        };
+        OwnThreadText::start(load).unwrap().unwrap()
     }
 
     #[test]

@@ -157,6 +157,7 @@ mod tests {
     use paris_model::{
         batch::{Batch, Text},
         config::ExpertConfig,
+        draw::DrawError,
         objective::Objective,
         trainer::TrainSettings,
     };
@@ -264,6 +265,9 @@ mod tests {
         let (found, tried) = tries(Some(4), 0);
         assert!(matches!(found, Err(FitError::TooLittleOnDevice)) && tried.last() == Some(&1), "{found:?} {tried:?}");
         assert!(matches!(FitError::from(failed(full)), FitError::TooLittleOnDevice));
+
+        let drawn = TrainError::Draw(DrawError::Data(candle_core::Error::msg(full)));
+        assert!(matches!(FitError::from(drawn), FitError::TooLittleOnDevice), "of an encoder of captions");
 
         let other = || failed(r#"DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, "an illegal memory access")"#);
         let found = first_that_fits(micro_batches(24), |_| Err(other()));

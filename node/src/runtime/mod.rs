@@ -106,7 +106,7 @@ pub enum NodeError {
     Encoder(#[from] EncoderError),
     /// The thread that encodes captions.
     #[error("no thread to encode captions: {0}. The machine has too many")]
-    EncoderThread(#[source] std::io::Error),
+    EncoderThread(std::io::Error),
     /// The run's manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
