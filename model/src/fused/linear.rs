@@ -40,13 +40,7 @@ impl<'a> Linear<'a> {
 
     /// `x` `[rows, input]` to `[rows, output]`.
     pub(crate) fn forward(&self, x: &[f32]) -> Vec<f32> {
-        let output = self.bias.len();
-        let mut y = Vec::with_capacity(x.len() / self.input * output);
-        for _ in 0..x.len() / self.input {
-            y.extend_from_slice(self.bias);
-        }
-        MatrixMut::new(&mut y, output).add(Matrix::new(x, self.input), Matrix::new(self.weight, self.input).t());
-        y
+        Matrix::new(x, self.input).times_plus(Matrix::new(self.weight, self.input).t(), self.bias)
     }
 
     /// The gradient of the input from that of the output, `[rows, output]` to `[rows, input]`.
