@@ -26,6 +26,8 @@ struct Found {
     /// Of the whole group, from the fused trunk: each thread's sum. candle zeroes a fresh tensor for every gradient and adds to it, with threads that wait for
     /// each other; for this group, nearly all of a model's numbers, each thread of the trunk adds in place to its own sum instead, whatever the micro-batches.
     group: Vec<Vec<f32>>,
+    /// Whether the fused trunk has gone back at all.
+    grown: bool,
     /// Of each sublayer that ran again ([`crate::recomputation`]): candle's node of it has no edge to its parameters.
     sublayers: Vec<GradStore>,
 }
@@ -42,7 +44,14 @@ impl TrunkGradients {
 
     /// The group's, grown.
     pub(crate) fn put_group(&self, sums: Vec<Vec<f32>>) {
-        self.found().group = sums;
+        let mut found = self.found();
+        (found.group, found.grown) = (sums, true);
+    }
+
+    /// The group's over all threads; none if the fused trunk has not gone back.
+    fn take_total(&self) -> Option<Vec<f32>> {
+        let Found { group, grown, .. } = take(&mut *self.found());
+        if grown { total(group) } else { None }
     }
 
     /// Those of one more sublayer.
@@ -68,7 +77,7 @@ impl<'a> Gradients<'a> {
         if let Some(trunk) = parameters.trunk_gradients() {
             let zeros = |group: Tensor| (0..shares).map(move |_| vec![0.0; group.elem_count()]);
             let group = parameters.group(TRUNK).into_iter().flat_map(zeros).collect();
-            *trunk.found() = Found { group, sublayers: Vec::new() };
+            *trunk.found() = Found { group, ..Found::default() };
         }
         Self { parameters, sums: None }
     }
@@ -105,7 +114,7 @@ impl<'a> Gradients<'a> {
                 sums.insert(variable, sum.to_dtype(variable.dtype())?);
             }
         }
-        let trunk = self.parameters.trunk_gradients().and_then(|trunk| total(trunk.take_group()));
+        let trunk = self.parameters.trunk_gradients().and_then(TrunkGradients::take_total);
         if let (Some(sum), Some(group)) = (trunk, self.parameters.group(TRUNK)) {
             sums.insert(&group, Tensor::from_vec(sum, group.shape(), &Device::Cpu)?);
         }
