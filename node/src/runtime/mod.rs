@@ -10,7 +10,7 @@ pub mod recipe;
 mod reconcile;
 mod trainer;
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::IpAddr, panic::resume_unwind, path::PathBuf, sync::Arc, time::Duration};
 
 use paris_model::{
     config::PartConfig,
@@ -365,7 +365,7 @@ impl Node {
     pub async fn stopped(&mut self) -> Result<(), NodeError> {
         match (&mut self.driver).await {
             Ok(outcome) => outcome,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            Err(panic) => resume_unwind(panic.into_panic()),
         }
     }
 }
@@ -402,7 +402,11 @@ async fn read_text_encoder(manifest: &Manifest, config: &NodeConfig) -> Result<A
     let load = move || Ok::<_, NodeError>(encoders::text_encoder(named, shape, &folder, &choice.open_to_train()?)?);
     // Several parts' trainers and readers ask it, each from a thread of its own.
     let started = tokio::task::spawn_blocking(|| OwnThreadText::start(load).map_err(NodeError::EncoderThread));
-    Ok(Arc::new(started.await.map_err(|_| NodeError::Stopped)???))
+    match started.await {
+        Ok(encoder) => Ok(Arc::new(encoder??)),
+        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+        Err(_) => Err(NodeError::Stopped),
+    }
 }
 
 /// The run's manifest from the store, or else from any seed; its bytes hash to the run's id, or it is not the manifest.
