@@ -368,6 +368,14 @@ impl Trainer {
         }
     }
 
+    /// Whether a step asked for has failed, so that the weights are those before it; the host waits for the device to know.
+    ///
+    /// # Errors
+    /// If the device cannot be asked.
+    pub fn has_failed(&self) -> Result<bool, TrainError> {
+        Ok(self.optimizer.failure()?.is_some())
+    }
+
     /// True where it is known that all steps asked for went well.
     pub(crate) fn is_checked(&self) -> bool {
         self.checked == self.step

@@ -82,7 +82,8 @@ pub(super) fn train(
         }
         let step = trainer.step_count();
         let path = weights_path(out, part, step);
-        if milestones.contains(&step) && !path.exists() {
+        // After a failed step the milestone comes by again.
+        if milestones.contains(&step) && !path.exists() && !trainer.has_failed()? {
             write_whole(&path, &trainer.weights()?)?;
         }
         clock.say(|| {
