@@ -101,8 +101,10 @@ impl AdamW {
             let of_kind = |kind| numbers(state, kind, name, group.variable.elem_count());
             let weights = Tensor::from_slice(of_kind(Kind::Parameter)?, group.variable.shape(), &Device::Cpu)?;
             group.variable.set(&weights)?;
-            let (first, second) = (of_kind(Kind::FirstMoment)?.to_vec(), of_kind(Kind::SecondMoment)?.to_vec());
-            group.numbers = Numbers { first, second, average: of_kind(Kind::Average)?.to_vec() };
+            let Numbers { first, second, average } = &mut group.numbers;
+            for (kind, into) in [(Kind::FirstMoment, first), (Kind::SecondMoment, second), (Kind::Average, average)] {
+                into.copy_from_slice(of_kind(kind)?);
+            }
         }
         Ok(())
     }

@@ -181,6 +181,8 @@ fn train(
                 smoothed = None;
                 draws = draw(&durable)?;
                 (finished, publishes) = (false, false);
+                // What it went back to may be older than what was published.
+                written = Instant::now();
             }
             None => {}
         }
