@@ -148,14 +148,35 @@ mod tests {
     use super::*;
     use crate::config::{PartConfig, RouterConfig};
 
+    fn parameters() -> Parameters {
+        let (width, depth, heads) = (4, 1, 1);
+        let shape =
+            RouterConfig { channels: 1, size: 2, patch: 1, width, depth, heads, clusters: 2, caption_width: None };
+        Parameters::initial(&PartConfig::Router(shape), &[0; 32], &Device::Cpu).unwrap()
+    }
+
+    /// The optimiser refuses it then: a sum of zeros would be trained with.
+    #[test]
+    fn a_trunk_that_never_went_back_has_no_gradient() {
+        let (parameters, _) = parameters().with_trunk_gradients().into_variables().unwrap();
+        let trunk = parameters.group(TRUNK).unwrap();
+        let other = parameters.groups().values().find(|group| group.id() != trunk.id()).unwrap();
+        for grows in [false, true] {
+            let mut gradients = Gradients::none(&parameters, 2);
+            if grows {
+                let found = parameters.trunk_gradients().unwrap();
+                found.put_group(found.take_group());
+            }
+            gradients.add(other.sum_all().unwrap().backward().unwrap()).unwrap();
+            assert_eq!(gradients.finish().unwrap().unwrap().get(&trunk).is_some(), grows);
+        }
+    }
+
     /// As on a GPU, where parameters and their gradients are bf16.
     #[test]
     fn many_micro_batches_are_summed_beyond_the_precision_of_one() {
         const MICRO_BATCHES: usize = 400;
-        let (width, depth, heads) = (4, 1, 1);
-        let shape =
-            RouterConfig { channels: 1, size: 2, patch: 1, width, depth, heads, clusters: 2, caption_width: None };
-        let parameters = Parameters::initial(&PartConfig::Router(shape), &[0; 32], &Device::Cpu).unwrap();
+        let parameters = parameters();
         let (parameters, of_names) = parameters.scattered(DType::BF16).unwrap().into_variables().unwrap();
         let mut gradients = Gradients::none(&parameters, 1);
         for _ in 0..MICRO_BATCHES {
