@@ -118,7 +118,8 @@ pub struct Trainer {
 fn most_at_once(config: &PartConfig, batch: usize, device: &Device) -> usize {
     /// Samples are a dimension of CUDA's grids.
     const GRID_MAX: usize = 65_535;
-    batch.min(if device.is_cpu() { samples_at_once(config.tokens()) } else { GRID_MAX })
+    let most = if device.is_cpu() { samples_at_once(config.tokens(), config.parameter_count()) } else { GRID_MAX };
+    batch.min(most)
 }
 
 impl Trainer {

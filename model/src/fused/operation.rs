@@ -20,8 +20,10 @@ use crate::{
 /// Rows that go through a sublayer together: enough for a matrix product to run at its full speed, few enough for the cache.
 const TILE_ROWS: usize = 512;
 
-/// Tiles that a thread takes at once to any profit: with as many, what is done once a pass costs little beside them.
-const TILES_AT_ONCE: usize = 4;
+/// Multiplications after which what is done once a pass costs a thread little beside them.
+const PASS_MULTIPLICATIONS: u64 = 7_500_000_000;
+/// Tiles that a thread takes at once at most to reach them. One is enough for a wide model.
+const TILES_AT_ONCE_MAX: u64 = 4;
 
 /// Stages applied to a batch.
 pub(super) struct Operation {
@@ -223,9 +225,12 @@ impl Operation {
     }
 }
 
-/// Samples of so many tokens that go through at once to any profit. More take more memory, and hardly less time.
-pub(crate) fn samples_at_once(tokens: usize) -> usize {
-    rayon::current_num_threads() * TILES_AT_ONCE * samples_of_tile(tokens)
+/// Samples of so many tokens that go through a model of so many parameters at once to any profit. More take more memory, and hardly less time.
+pub(crate) fn samples_at_once(tokens: usize, parameters: usize) -> usize {
+    let samples = samples_of_tile(tokens);
+    let of_tile = (samples * tokens) as u64 * parameters as u64;
+    let tiles = PASS_MULTIPLICATIONS.div_ceil(of_tile).min(TILES_AT_ONCE_MAX);
+    rayon::current_num_threads() * tiles as usize * samples
 }
 
 /// Samples of so many tokens that make up a tile.
@@ -329,4 +334,20 @@ fn split_mut(mut numbers: &mut [f32], lengths: Vec<usize>) -> Vec<&mut [f32]> {
         numbers = rest;
     }
     pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wider_models_take_fewer_samples_at_once() {
+        let threads = |count| rayon::ThreadPoolBuilder::new().num_threads(count).build().unwrap();
+        let at_once = |count: usize, tokens, parameters| threads(count).install(|| samples_at_once(tokens, parameters));
+        // 192x6, 256x8, 384x12 and DiT-XL/2, then a picture of 64 tokens and one that is more than a tile.
+        assert_eq!([4, 8, 30, 606].map(|millions| at_once(1, 256, millions * 1_000_000)), [8, 4, 2, 2]);
+        assert_eq!(at_once(2, 256, 30_000_000), 4);
+        assert_eq!(at_once(1, 64, 4_000_000), 32);
+        assert_eq!(at_once(1, 1024, 606_000_000), 1);
+    }
 }
