@@ -1,11 +1,21 @@
-//! Products of matrices that are views into rows of numbers: by a kernel of our own where the processor has AVX-512, and else by `gemm`.
+//! Products of matrices that are views into rows of numbers: by a kernel of our own on Intel's processors with AVX-512, and else by `gemm`.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
 use gemm::Parallelism;
 
-use crate::vector::ARCH;
+/// Whether the kernel for AVX-512 is used: where the processor has that and is Intel's. Beside `gemm` on others it has not been measured.
+#[cfg(target_arch = "x86_64")]
+static AVX512_KERNEL: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+    let vendor = raw_cpuid::CpuId::new().get_vendor_info();
+    avx512_is_there() && vendor.is_some_and(|vendor| vendor.as_str() == "GenuineIntel")
+});
+
+#[cfg(target_arch = "x86_64")]
+fn avx512_is_there() -> bool {
+    matches!(*crate::vector::ARCH, pulp::Arch::V4(_))
+}
 
 /// A matrix whose rows or columns follow each other at a fixed distance: the numbers of the one or the other are neighbours.
 #[derive(Clone, Copy)]
@@ -124,13 +134,13 @@ impl<'a> MatrixMut<'a> {
 #[expect(unsafe_code, reason = "the product takes pointers; the views' strides are checked where they are made")]
 unsafe fn product(to: *mut f32, row_stride: usize, a: Matrix, b: Matrix, scale: f32, start: Start) {
     assert_eq!(a.columns, b.rows, "shapes of a matrix product");
-    match *ARCH {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the processor has what `Arch::V4` says; for the rest the caller vouches.
-        pulp::Arch::V4(_) => unsafe { avx512::product(to, row_stride, a, b, scale, start) },
-        // SAFETY: the caller vouches.
-        _ => unsafe { product_of_gemm(to, row_stride, a, b, scale, start) },
+    #[cfg(target_arch = "x86_64")]
+    if *AVX512_KERNEL {
+        // SAFETY: the processor has AVX-512; for the rest the caller vouches.
+        return unsafe { avx512::product(to, row_stride, a, b, scale, start) };
     }
+    // SAFETY: the caller vouches.
+    unsafe { product_of_gemm(to, row_stride, a, b, scale, start) }
 }
 
 /// [`product`] for any processor.
@@ -194,6 +204,18 @@ mod tests {
         (0..len as u64).map(|index| ((index * 7919 + seed) % 2003) as f32 / 1001.5 - 1.0).collect()
     }
 
+    type Product = unsafe fn(*mut f32, usize, Matrix, Matrix, f32, Start);
+
+    /// All ways to a product that this processor has, whichever is used.
+    fn products() -> Vec<Product> {
+        let mut products: Vec<Product> = vec![product_of_gemm];
+        #[cfg(target_arch = "x86_64")]
+        if avx512_is_there() {
+            products.push(avx512::product);
+        }
+        products
+    }
+
     proptest! {
         #[test]
         fn products_are_their_sums_and_touch_nothing_else(
@@ -212,7 +234,7 @@ mod tests {
             let at = |matrix: Matrix, row: usize, column: usize| {
                 f64::from(matrix.numbers[row * matrix.row_stride + column * matrix.column_stride])
             };
-            for product in [product, product_of_gemm] {
+            for product in products() {
                 let mut result = before.clone();
                 let start = [Start::Zero, Start::Itself, Start::Row(&row)][start];
                 // SAFETY: the result has as many rows, so far apart, and is initialised.
