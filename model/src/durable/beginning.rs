@@ -101,6 +101,7 @@ impl Beginning {
             origin,
             snapshots,
             writer,
+            begun_anew: supersedes.is_empty(),
             supersedes,
             written,
             problem,

@@ -127,6 +127,8 @@ pub struct Durable {
     writer: Option<(SnapshotWriter, SnapshotLock)>,
     /// See [`Header::supersedes`].
     supersedes: Vec<String>,
+    /// Whether it superseded nothing when it began: then its snapshots do so, too, until the first after its first publication.
+    begun_anew: bool,
     written: Option<Written>,
     problem: Option<String>,
     fallbacks: u32,
@@ -241,7 +243,11 @@ impl Durable {
     /// True for a snapshot of this training, not one that lay there before it began.
     fn shares_history(&self, header: &Header) -> bool {
         let shared = |state| header.supersedes.contains(state);
-        header.run == self.run && (self.supersedes.is_empty() || self.supersedes.iter().any(shared))
+        let is_shared = match header.supersedes.is_empty() {
+            true => self.begun_anew,
+            false => self.supersedes.iter().any(shared),
+        };
+        header.run == self.run && is_shared
     }
 
     /// After a step that was done: what went through at last is said, what is long past is forgotten.

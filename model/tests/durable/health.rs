@@ -1,9 +1,9 @@
 //! Steps that fail: tried again, then passed over, and given up in the end.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::{fs, sync::atomic::Ordering::Relaxed};
 
 use paris_model::{
-    durable::{Durable, DurableError, FALLBACKS_MAX, FORGIVEN_AFTER_STEPS, Fallback, Outcome},
+    durable::{Durable, DurableError, FALLBACKS_MAX, FORGIVEN_AFTER_STEPS, Fallback, Origin, Outcome},
     snapshot::Snapshots,
 };
 
@@ -21,6 +21,15 @@ fn until_it_goes_back(durable: &mut Durable, data: &Pictures) -> Fallback {
     loop {
         if let Outcome::WentBack(fallback) = durable.step(data).unwrap() {
             return fallback;
+        }
+    }
+}
+
+/// Steps until training cannot go on.
+fn until_it_cannot(durable: &mut Durable, data: &Pictures) -> DurableError {
+    loop {
+        if let Err(error) = durable.step(data) {
+            return error;
         }
     }
 }
@@ -66,6 +75,21 @@ fn a_batch_that_fails_twice_is_passed_over_and_the_state_says_so() {
 }
 
 #[test]
+fn a_failure_between_the_first_publication_and_the_next_snapshot_goes_back_before_it() {
+    let (folder, mut durable) = trained(2);
+    let published = durable.publish().unwrap();
+    let fallback = until_it_goes_back(&mut durable, &broken(3, 1));
+    assert_eq!((fallback.step, fallback.number), (2, 1));
+    drop(durable);
+    // Whoever began at what was published is of another history than the snapshots from before it, even where it could write none of its own.
+    fs::create_dir(folder.path().join(format!("{PART}.writing"))).unwrap();
+    let mut durable = begin(&Snapshots::new(folder.path(), PART), Some(published));
+    assert_eq!(durable.origin(), Origin::Published);
+    let error = until_it_cannot(&mut durable, &broken(3, 1));
+    assert!(matches!(error, DurableError::NoSnapshot(_)), "{error}");
+}
+
+#[test]
 fn a_part_that_goes_on_failing_is_given_up_with_the_reason() {
     let (_folder, mut durable) = trained(2);
     let data = Pictures::default();
@@ -94,13 +118,8 @@ fn failures_far_apart_are_not_added_up() {
 fn without_a_snapshot_a_failure_says_that_there_is_none() {
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path().join("snapshots");
-    std::fs::write(&place, b"").unwrap();
+    fs::write(&place, b"").unwrap();
     let mut durable = begin(&Snapshots::new(&place, PART), None);
-    let error = loop {
-        match durable.step(&broken(0, u32::MAX)) {
-            Ok(_) => {}
-            Err(error) => break error,
-        }
-    };
+    let error = until_it_cannot(&mut durable, &broken(0, u32::MAX));
     assert!(matches!(error, DurableError::NoSnapshot(_)), "{error}");
 }
