@@ -203,6 +203,17 @@ fn missing_experts_take_no_part() {
 }
 
 #[test]
+fn without_a_router_all_experts_that_are_there_count_alike() {
+    let x = Tensor::zeros((2, 1, 1, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let [first, _, last] = CLUSTERS.map(Some);
+    let routerless = mixture(&[first, None, last], false);
+    for routing in ROUTINGS {
+        let weights = routerless.weights(&x, 0.5, &captions(&[0.0; 2]), &routing).unwrap();
+        assert_eq!(weights, [[0.5, 0.0, 0.5]; 2], "{routing:?}");
+    }
+}
+
+#[test]
 fn halving_the_step_halves_eulers_error_and_quarters_heuns() {
     // The flow of a Gaussian takes the noise x_1 to mean + deviation x_1.
     let one = Gaussian { mean: 1.0, deviation: 0.5 };

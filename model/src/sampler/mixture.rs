@@ -55,11 +55,15 @@ impl Mixture {
     /// # Errors
     /// If there is no expert, or the oracle cannot be followed.
     pub fn weights(&self, x: &Tensor, t: f64, text: &Text, routing: &Routing) -> Result<Vec<Vec<f32>>> {
-        let probabilities = match &self.router {
-            Some(router) if routing.asks_router() => {
-                probabilities(&router.logits(x, &times(x, t)?, &text.pooled)?, t, self.calibration.as_ref())?
+        let alike = || candle_core::Result::Ok(vec![vec![1.0; self.experts.len()]; x.dim(0)?]);
+        let (routing, probabilities) = match (routing.asks_router(), &self.router) {
+            (true, Some(router)) => {
+                let logits = router.logits(x, &times(x, t)?, &text.pooled)?;
+                (routing, probabilities(&logits, t, self.calibration.as_ref())?)
             }
-            _ => vec![vec![1.0; self.experts.len()]; x.dim(0)?],
+            // Among those that count alike there are no strongest.
+            (true, None) => (&Routing::Full, alike()?),
+            (false, _) => (routing, alike()?),
         };
         let present: Vec<bool> = self.experts.iter().map(Option::is_some).collect();
         routing.weights(&probabilities, &present)
