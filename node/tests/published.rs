@@ -40,6 +40,7 @@ fn publish(folder: &Path, parts: &Path) {
     for (folder, file, bytes) in [
         (&clip, Network::Clip.weights_file(), clip_files.weights),
         (&clip, "tokenizer.json", clip_files.tokenizer),
+        (&clip, "config.json", b"{}".to_vec()),
         (&vae, Network::Vae.weights_file(), vae_files.weights),
     ] {
         fs::create_dir_all(folder).unwrap();
@@ -104,6 +105,30 @@ fn captions_go_through_clip_and_pictures_come_out_of_the_autoencoder() {
     assert!(heart.iter().all(|it| it.is_finite()));
     assert_ne!(heart, boat);
     assert_eq!(heart, draw(&["a red heart"]));
+}
+
+#[test]
+fn an_export_has_copies_of_what_it_needs_and_may_be_changed() {
+    let root = tempfile::tempdir().unwrap();
+    let (folder, parts) = (root.path().join("paris"), root.path().join("parts"));
+    publish(&folder, &parts);
+    for (exported, encoder, files) in [
+        ("text_encoder", "clip", &["config.json", "model.safetensors"][..]),
+        ("tokenizer", "clip", &["tokenizer.json"]),
+        ("vae", "vae", &["diffusion_pytorch_model.safetensors"]),
+    ] {
+        let names = fs::read_dir(folder.join(exported)).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        assert_eq!(names, files);
+        for file in files {
+            let (copy, original) = (folder.join(exported).join(file), parts.join(encoder).join(file));
+            let bytes = fs::read(&original).unwrap();
+            assert!(fs::read(&copy).unwrap() == bytes, "{exported}/{file}");
+            fs::write(copy, b"changed in place").unwrap();
+            assert!(fs::read(original).unwrap() == bytes, "{exported}/{file} is the encoder's own");
+        }
+    }
 }
 
 #[test]

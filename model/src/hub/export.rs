@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{
     CodecSource, HubError, Published, TextSource,
     config::{FolderFields, PartFields},
-    folder::{copy, write_whole},
+    folder::{copy_into, write_whole},
     io_error,
     names::{
         CALIBRATION, CODEC, CONFIG, EXPERT_WEIGHTS, INDEX, ROUTER, ROUTER_WEIGHTS, TEXT_ENCODER, TOKENIZER, expert,
@@ -19,6 +19,7 @@ use super::{
 use crate::{
     config::{ExpertConfig, RouterConfig},
     objective::Objective,
+    pretrained::Network,
     sampler::Calibration,
 };
 
@@ -30,9 +31,9 @@ pub struct Exported {
     pub router: ExportedPart<RouterConfig>,
     /// The router's temperatures, if they were fitted.
     pub calibration: Option<Calibration>,
-    /// What the experts learnt captions from. Files are copied along.
+    /// What the experts learnt captions from. What is read of its files is copied along.
     pub text: TextSource,
-    /// What the experts' pictures went through. Files are copied along.
+    /// What the experts' pictures went through. What is read of its files is copied along.
     pub codec: CodecSource,
 }
 
@@ -58,7 +59,8 @@ struct Index {
     made_by: &'static str,
 }
 
-/// Writes a mixture as a folder that does not exist yet, or is empty: whole or not at all.
+/// Writes a mixture as a folder that does not exist yet, or is empty: whole or not at all. All files in it are copies: it belongs to whoever asked for it,
+/// and may be changed.
 ///
 /// # Errors
 /// If the folder is taken, a file of weights is not what its hash says or not of its config's shapes, or the operating system refuses.
@@ -81,13 +83,15 @@ pub fn export(folder: &Path, mixture: &Exported) -> Result<(), HubError> {
         match &mixture.text {
             TextSource::Hashed(_) => fields.text_encoder = Some(TextSource::HASHED.to_owned()),
             TextSource::Files { encoder, tokenizer } => {
-                copy(encoder, &folder.join(TEXT_ENCODER))?;
-                copy(tokenizer, &folder.join(TOKENIZER))?;
+                copy_network(Network::Clip.weights_file(), encoder, &folder.join(TEXT_ENCODER))?;
+                if let Some(file) = Network::Clip.tokenizer_file() {
+                    copy_into(&folder.join(TOKENIZER), &tokenizer.join(file))?;
+                }
             }
         }
         match &mixture.codec {
             CodecSource::Pixels => fields.image_codec = Some(CodecSource::PIXELS.to_owned()),
-            CodecSource::Files(codec) => copy(codec, &folder.join(CODEC))?,
+            CodecSource::Files(codec) => copy_network(Network::Vae.weights_file(), codec, &folder.join(CODEC))?,
         }
         write_json(&folder.join(CONFIG), &fields)?;
         let index = Index {
@@ -102,11 +106,17 @@ pub fn export(folder: &Path, mixture: &Exported) -> Result<(), HubError> {
     })
 }
 
+/// Copies a network's weights from a folder into another, with the config that other programs want beside them, where there is one.
+fn copy_network(weights: &str, from: &Path, to: &Path) -> Result<(), HubError> {
+    copy_into(to, &from.join(weights))?;
+    let config = from.join(CONFIG);
+    if config.is_file() { copy_into(to, &config) } else { Ok(()) }
+}
+
 fn write_part<C>(folder: &Path, weights: &str, fields: &PartFields, part: &ExportedPart<C>) -> Result<(), HubError> {
     fs::create_dir(folder).map_err(io_error(folder))?;
     write_json(&folder.join(CONFIG), fields)?;
     let path = folder.join(weights);
-    // No link: a published folder belongs to whoever asked for it, and may be changed.
     fs::copy(&part.weights, &path).map_err(io_error(&part.weights))?;
     let mut hasher = blake3::Hasher::new();
     File::open(&path).and_then(|file| hasher.update_reader(file).map(drop)).map_err(io_error(&path))?;

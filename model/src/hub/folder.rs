@@ -47,8 +47,8 @@ fn beside(folder: &Path) -> Result<PathBuf, HubError> {
     Ok(partial)
 }
 
-/// Copies the files of a folder, as links to the same bytes where the disk can. Folders in it are left out: the layout has none.
-pub(super) fn copy(from: &Path, to: &Path) -> Result<(), HubError> {
+/// Puts the files of a folder into another, as links to the same bytes where the disk can. Folders in it are left out: the layout has none.
+pub(super) fn link_all(from: &Path, to: &Path) -> Result<(), HubError> {
     fs::create_dir_all(to).map_err(io_error(to))?;
     for entry in fs::read_dir(from).map_err(io_error(from))? {
         let name = entry.map_err(io_error(from))?.file_name();
@@ -60,6 +60,13 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<(), HubError> {
         }
     }
     Ok(())
+}
+
+/// Copies a file into a folder, which is made if it is not there.
+pub(super) fn copy_into(folder: &Path, file: &Path) -> Result<(), HubError> {
+    fs::create_dir_all(folder).map_err(io_error(folder))?;
+    let name = file.file_name().unwrap_or_default();
+    fs::copy(file, folder.join(name)).map(drop).map_err(io_error(file))
 }
 
 /// The same bytes under another name.

@@ -10,7 +10,7 @@ use candle_core::Device;
 use super::{
     HubError,
     config::{FolderFields, PartFields, read},
-    folder::{copy, link_or_copy, write_whole},
+    folder::{link_all, link_or_copy, write_whole},
     io_error,
     names::{
         CALIBRATION, CODEC, CONFIG, EXPERT_WEIGHTS, INDEX, ROUTER, ROUTER_WEIGHTS, TEXT_ENCODER, TOKENIZER, expert,
@@ -163,7 +163,7 @@ impl Published {
             let parts =
                 (0..self.experts.len()).map(expert).chain([ROUTER, CODEC, TEXT_ENCODER, TOKENIZER].map(str::to_owned));
             for name in parts.filter(is_here) {
-                copy(&self.folder.join(&name), &folder.join(&name))?;
+                link_all(&self.folder.join(&name), &folder.join(&name))?;
             }
             for name in [CONFIG, INDEX].map(str::to_owned).iter().filter(|name| is_here(name)) {
                 let source = self.folder.join(name);
