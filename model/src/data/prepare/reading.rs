@@ -16,12 +16,14 @@ use crate::data::prepared::PrepareSettings;
 use crate::data::source::{Entry, Listing, Refusal, Sample, Source, SourceError};
 use crate::features::ImageFeatures;
 
-/// Entries that are decoded and described together.
+/// Entries that are decoded and described together, at most.
 const ENTRIES_A_CHUNK: usize = 32;
+/// Encoded bytes after which a chunk is full, too. So it never has more than these and one entry.
+const CHUNK_BYTES: usize = 16 << 20;
 /// Chunks in a round, for each thread.
 const CHUNKS_A_THREAD: usize = 4;
-/// Most encoded bytes in a round.
-const ROUND_BYTES_MAX: usize = 64 << 20;
+/// Encoded bytes after which a round is full, too. So it never has more than these and one chunk.
+const ROUND_BYTES: usize = 64 << 20;
 /// Rounds that wait between two threads.
 const ROUNDS_WAITING: usize = 1;
 
@@ -113,14 +115,15 @@ fn gather(
     rounds: SyncSender<Vec<Chunk>>,
 ) -> Result<(), SourceError> {
     let (mut round, mut chunk) = (Vec::new(), Vec::new());
-    let mut bytes = 0;
+    let (mut round_bytes, mut chunk_bytes) = (0, 0);
     source.read(passing, |entry| {
-        bytes += entry.bytes();
+        chunk_bytes += entry.bytes();
         chunk.push(entry);
-        if chunk.len() == ENTRIES_A_CHUNK {
+        if chunk.len() == ENTRIES_A_CHUNK || chunk_bytes >= CHUNK_BYTES {
             round.push(std::mem::take(&mut chunk));
-            if round.len() == chunks_a_round || bytes >= ROUND_BYTES_MAX {
-                bytes = 0;
+            round_bytes += std::mem::take(&mut chunk_bytes);
+            if round.len() == chunks_a_round || round_bytes >= ROUND_BYTES {
+                round_bytes = 0;
                 if rounds.send(std::mem::take(&mut round)).is_err() {
                     return ControlFlow::Break(());
                 }
@@ -196,4 +199,33 @@ fn write(spool: &mut Spool, rounds: Receiver<Vec<Described>>) -> Result<(), Prep
         spool.checkpoint_if_due()?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many entries are in each chunk of each round.
+    fn rounds(source: &Source, chunks_a_round: usize) -> Vec<Vec<usize>> {
+        let (to_here, rounds) = sync_channel(ROUNDS_WAITING);
+        thread::scope(|scope| {
+            let reader = scope.spawn(move || gather(source, 0, chunks_a_round, to_here));
+            let rounds = rounds.into_iter().map(|round: Vec<Chunk>| round.iter().map(Vec::len).collect()).collect();
+            reader.join().unwrap().unwrap();
+            rounds
+        })
+    }
+
+    #[test]
+    fn large_pictures_fill_chunks_and_rounds_sooner_and_alike_on_any_number_of_threads() {
+        let folder = tempfile::tempdir().unwrap();
+        for picture in 0..30 {
+            let path = folder.path().join(format!("{picture:02}.png"));
+            std::fs::File::create(&path).unwrap().set_len(5 << 20).unwrap();
+            std::fs::write(path.with_extension("txt"), "a picture").unwrap();
+        }
+        let source = Source::open(folder.path()).unwrap();
+        assert_eq!(rounds(&source, 2), [[4, 4], [4, 4], [4, 4], [4, 2]]);
+        assert_eq!(rounds(&source, 1000), [[4, 4, 4, 4], [4, 4, 4, 2]]);
+    }
 }
