@@ -117,6 +117,11 @@ impl Parameters {
         Ok((Self { places: Arc::new(places), groups, trunk_gradients: None }, hash))
     }
 
+    /// Parameters over a model's groups, each flat ([`group_shapes`]).
+    pub(crate) fn from_groups(config: &PartConfig, groups: BTreeMap<String, Tensor>) -> Self {
+        Self { places: Arc::new(places(config)), groups, trunk_gradients: None }
+    }
+
     /// Parameters from named tensors of the config's shapes.
     ///
     /// # Errors

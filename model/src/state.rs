@@ -15,7 +15,7 @@ use crate::{
     checkpoint::{self, CheckpointError},
     config::{PartConfig, Shapes},
     host::with_numbers,
-    parameters::{FROZEN, group_shapes, read_groups},
+    parameters::{FROZEN, Parameters, group_shapes, read_groups},
 };
 
 /// The names of the counts, each stored as two numbers that f32 holds exactly: whole, and below [`COUNT_BASE`].
@@ -159,6 +159,27 @@ impl State {
             Some(numbers) => Ok(numbers),
             None => Err(CheckpointError::Missing(name)),
         }
+    }
+
+    /// The parameters of `config`, on a device.
+    ///
+    /// # Errors
+    /// If a group is missing or of another length: the state is another model's.
+    pub(crate) fn parameters(
+        &self,
+        config: &PartConfig,
+        device: &Device,
+    ) -> std::result::Result<Parameters, CheckpointError> {
+        let mut groups = BTreeMap::new();
+        for (group, shape) in group_shapes(config) {
+            let numbers = self.numbers(Kind::Parameter, &group)?;
+            if numbers.len() != shape[0] {
+                let (name, found) = (Kind::Parameter.of(&group), format!("{} numbers", numbers.len()));
+                return Err(CheckpointError::Shape { name, found, expected: format!("{} numbers", shape[0]) });
+            }
+            groups.insert(group, Tensor::from_slice(numbers, numbers.len(), device)?);
+        }
+        Ok(Parameters::from_groups(config, groups))
     }
 
     /// The first group whose numbers are not all finite.

@@ -220,13 +220,7 @@ impl Trainer {
         device: &Device,
     ) -> Result<Self, TrainError> {
         config.validate()?;
-        let parameters = Parameters::initial(&config, key, device)?;
-        let mut groups = parameters.groups().clone();
-        if let Some(frozen) = groups.get_mut(FROZEN) {
-            let numbers = state.numbers(Kind::Parameter, FROZEN)?;
-            *frozen = Tensor::from_slice(numbers, numbers.len(), device)?;
-        }
-        let parameters = parameters.with_groups(groups);
+        let parameters = state.parameters(&config, device)?;
         let mut trainer = Self::with_parameters(config, settings, key, null_text, device, parameters)?;
         trainer.restore(state)?;
         Ok(trainer)
