@@ -1,7 +1,7 @@
 //! The snapshots of one part on the disk: `PART.NUMBER.snapshot`, numbered as they were written, the greatest the latest.
 //!
 //! A file appears under its name whole or not at all: it is written as `PART.writing`, brought to the disk, and renamed. A process killed on the
-//! way leaves that one file, which the next snapshot overwrites, and the snapshots that were there before.
+//! way leaves that one file, which the next snapshot overwrites or [`Snapshots::discard_unless`] removes, and the snapshots that were there before.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -13,10 +13,12 @@ use super::{
     SnapshotError,
     format::{self, ENVELOPE_BYTES_MAX, Header},
 };
-use crate::{config::PartConfig, state::State, whole_file::sync_folder};
+use crate::{checkpoint::CheckpointError, config::PartConfig, state::State, whole_file::sync_folder};
 
 /// Snapshots of a part that are kept: the latest, and the one before should the latest turn out to be damaged.
 pub const KEPT: usize = 2;
+/// What follows a part in the name of a snapshot that is being written.
+const UNFINISHED: &str = ".writing";
 /// What is written at once, bytes.
 const WRITE_BYTES: usize = 1 << 20;
 
@@ -95,17 +97,31 @@ impl Snapshots {
         if let Some(name) = state.not_finite() {
             return Err(SnapshotError::NotFinite(name.to_owned()));
         }
-        let temporary = self.folder.join(format!("{}.writing", self.part));
-        let fail = io_error(&temporary);
-        let mut out = BufWriter::with_capacity(WRITE_BYTES, File::create(&temporary).map_err(&fail)?);
-        format::write(header, state, &mut out)?;
+        let written = self.write_unfinished(header, state);
+        if written.is_err() {
+            // It is of no use, and the disk may be full.
+            let _ = fs::remove_file(self.unfinished_path());
+        }
+        let bytes = written?;
+        sync_folder(&self.folder).map_err(io_error(&self.folder))?;
+        self.prune();
+        Ok(bytes)
+    }
+
+    /// Writes a snapshot under the other name, and gives it its own.
+    fn write_unfinished(&self, header: &Header, state: &State) -> Result<u64, SnapshotError> {
+        let path = self.unfinished_path();
+        let fail = io_error(&path);
+        let mut out = BufWriter::with_capacity(WRITE_BYTES, File::create(&path).map_err(&fail)?);
+        format::write(header, state, &mut out).map_err(|error| match error {
+            CheckpointError::Io(error) => fail(error),
+            other => other.into(),
+        })?;
         let file = out.into_inner().map_err(|error| fail(error.into_error()))?;
         file.sync_all().map_err(&fail)?;
         let bytes = file.metadata().map_err(&fail)?.len();
         let number = self.list().last().map_or(1, |(number, _)| number + 1);
-        fs::rename(&temporary, self.path(number)).map_err(&fail)?;
-        sync_folder(&self.folder).map_err(io_error(&self.folder))?;
-        self.prune();
+        fs::rename(&path, self.path(number)).map_err(&fail)?;
         Ok(bytes)
     }
 
@@ -117,9 +133,9 @@ impl Snapshots {
         own.iter().take(surplus).for_each(|(_, path)| remove(path));
     }
 
-    /// Removes the part's snapshots unless one of them `counts`. A part whose trainer runs is left alone, and so is what a later version wrote.
+    /// Removes the part's snapshots unless one of them `counts`, and in any case one that was never finished. A part whose trainer runs is left alone, and
+    /// so is what a later version wrote.
     pub fn discard_unless(&self, counts: impl Fn(&Header) -> bool) {
-        let list = self.list();
         let Ok(_lock) = self.open_lock().and_then(|file| match file.try_lock() {
             Ok(()) => Ok(SnapshotLock { _file: file }),
             Err(TryLockError::WouldBlock) => Err(SnapshotError::Damaged("a trainer has it")),
@@ -127,16 +143,25 @@ impl Snapshots {
         }) else {
             return;
         };
+        let unfinished = self.unfinished_path();
+        if unfinished.exists() {
+            remove(&unfinished);
+        }
+        let list = self.list();
         let headers = list.iter().filter_map(|(_, path)| head(path).ok());
         if !headers.into_iter().any(|bytes| format::read_header(&bytes).is_ok_and(|(header, _)| counts(&header))) {
             list.iter().filter(|(_, path)| !is_newer(path)).for_each(|(_, path)| remove(path));
         }
     }
 
-    /// Parts with snapshots in `folder`.
+    /// Parts with snapshots in `folder`, finished or not.
     pub fn parts(folder: &Path) -> Vec<String> {
+        let part = |name: &str| match name.strip_suffix(UNFINISHED) {
+            Some(part) => Some(part.to_owned()),
+            None => Some(parse(name)?.0.to_owned()),
+        };
         let names = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
-        let mut parts: Vec<_> = names.filter_map(|name| Some(parse(name.to_str()?)?.0.to_owned())).collect();
+        let mut parts: Vec<_> = names.filter_map(|name| part(name.to_str()?)).collect();
         parts.sort();
         parts.dedup();
         parts
@@ -156,6 +181,10 @@ impl Snapshots {
 
     fn path(&self, number: u64) -> PathBuf {
         self.folder.join(format!("{}.{number:010}.snapshot", self.part))
+    }
+
+    fn unfinished_path(&self) -> PathBuf {
+        self.folder.join(format!("{}{UNFINISHED}", self.part))
     }
 
     fn lock_path(&self) -> PathBuf {
@@ -191,7 +220,7 @@ fn is_newer(path: &Path) -> bool {
 
 fn remove(path: &Path) {
     if let Err(error) = fs::remove_file(path) {
-        tracing::warn!("the old snapshot {} stays on the disk: {error}", path.display());
+        tracing::warn!("the snapshot {} is of no use and stays on the disk: {error}", path.display());
     }
 }
 

@@ -15,7 +15,7 @@ use std::io::{self, Write};
 use serde::{Deserialize, Serialize};
 
 use super::SnapshotError;
-use crate::state::State;
+use crate::{checkpoint::CheckpointError, state::State};
 
 /// The format that is written, and the latest that is read.
 pub const VERSION: u32 = 1;
@@ -49,14 +49,14 @@ pub struct Header {
 }
 
 /// Writes a snapshot.
-pub fn write(header: &Header, state: &State, out: &mut impl Write) -> Result<(), SnapshotError> {
-    let text = serde_json::to_vec(header).map_err(io::Error::from).map_err(crate::checkpoint::CheckpointError::from)?;
+pub fn write(header: &Header, state: &State, out: &mut impl Write) -> Result<(), CheckpointError> {
+    let text = serde_json::to_vec(header).map_err(io::Error::from)?;
     let mut hashing = Hashing { out, hasher: blake3::Hasher::new() };
     let prefix = [&MAGIC[..], &VERSION.to_le_bytes(), &(text.len() as u32).to_le_bytes(), &text].concat();
-    hashing.write_all(&prefix).map_err(crate::checkpoint::CheckpointError::from)?;
+    hashing.write_all(&prefix)?;
     state.write_to(&mut hashing)?;
     let Hashing { out, hasher } = hashing;
-    out.write_all(hasher.finalize().as_bytes()).map_err(crate::checkpoint::CheckpointError::from)?;
+    out.write_all(hasher.finalize().as_bytes())?;
     Ok(())
 }
 

@@ -14,10 +14,7 @@ use super::part::{PART, RUN, advance, begin, config, setup, step};
 
 /// A snapshot of a part so small that it can be damaged in every place: its header, its state, and all of it.
 fn snapshot() -> (Header, State, Vec<u8>) {
-    let setup = setup();
-    let state = Trainer::new(PartConfig::Expert(tiny()), setup.settings, &setup.key, &setup.null_text, &setup.device);
-    let mut copy = State::default();
-    state.unwrap().copy_state(&mut copy).unwrap();
+    let state = state(tiny());
     let header = Header {
         run: RUN.to_owned(),
         part: PART.to_owned(),
@@ -27,8 +24,17 @@ fn snapshot() -> (Header, State, Vec<u8>) {
         supersedes: vec!["ab".to_owned()],
     };
     let mut bytes = Vec::new();
-    format::write(&header, &copy, &mut bytes).unwrap();
-    (header, copy, bytes)
+    format::write(&header, &state, &mut bytes).unwrap();
+    (header, state, bytes)
+}
+
+/// The state of an expert at its beginning.
+fn state(config: ExpertConfig) -> State {
+    let setup = setup();
+    let trainer = Trainer::new(PartConfig::Expert(config), setup.settings, &setup.key, &setup.null_text, &setup.device);
+    let mut state = State::default();
+    trainer.unwrap().copy_state(&mut state).unwrap();
+    state
 }
 
 fn tiny() -> ExpertConfig {
@@ -135,15 +141,21 @@ fn what_is_needed_no_more_is_removed_unless_it_is_in_use() {
     let snapshots = Snapshots::new(folder.path(), PART);
     let mut durable = begin(&snapshots, None);
     advance(&mut durable, 1);
+    let unfinished = folder.path().join(format!("{PART}.writing"));
+    fs::write(&unfinished, b"of a process that was killed").unwrap();
     snapshots.discard_unless(|_| false);
     assert_eq!(files(folder.path()).len(), KEPT, "the trainer runs");
+    assert!(unfinished.exists(), "the trainer may be writing it");
     drop(durable);
     snapshots.discard_unless(|header| header.run == RUN && header.step == 1);
     assert_eq!(files(folder.path()).len(), KEPT, "one of them counts");
+    assert!(!unfinished.exists(), "that of nobody never does");
     Snapshots::new(folder.path(), "expert-00").discard_unless(|_| false);
     assert_eq!(Snapshots::parts(folder.path()), [PART], "another part's are another's");
     snapshots.discard_unless(|header| header.step == 2);
-    assert!(files(folder.path()).is_empty());
+    assert!(files(folder.path()).is_empty() && Snapshots::parts(folder.path()).is_empty());
+    fs::write(&unfinished, b"").unwrap();
+    assert_eq!(Snapshots::parts(folder.path()), [PART]);
 }
 
 #[test]
@@ -166,4 +178,20 @@ fn a_disk_that_refuses_stops_nothing_and_is_reported_until_it_works_again() {
     step(&mut durable, &Default::default());
     advance(&mut durable, 1);
     assert_eq!(Snapshots::new(&place, PART).latest(&config(), |_| true).unwrap().0.step, 4);
+}
+
+/// Through a link to the device that is always full.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_said_with_the_file_and_what_to_do_and_nothing_is_left_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let unfinished = folder.path().join(format!("{PART}.writing"));
+    std::os::unix::fs::symlink("/dev/full", &unfinished).unwrap();
+    let (header, _, _) = snapshot();
+    // Larger than what is written at once, so that it is not the last write that fails.
+    let large = state(ExpertConfig { width: 128, heads: 2, ..tiny() });
+    let error = Snapshots::new(folder.path(), PART).write(&header, &large).unwrap_err();
+    assert!(matches!(&error, SnapshotError::Io { path, .. } if *path == unfinished), "{error}");
+    assert!(error.to_string().contains("check the disk's room"), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
