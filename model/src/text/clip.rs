@@ -3,7 +3,7 @@
 use candle_core::{Device, IndexOp, Result, Tensor};
 use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};
 
-use super::{CLIP_TOKENS, ClipTokenizer, TextEncoder};
+use super::{CLIP_TOKENS, ClipTokenizer, TextEncoder, apart};
 use crate::{
     batch::Text,
     pretrained::{Files, Identity, Network, PretrainedError, Weights},
@@ -89,6 +89,13 @@ impl TextEncoder for ClipText {
     }
 
     fn encode(&self, captions: &[&str], device: &Device) -> Result<Text> {
+        apart(captions, &self.device, |captions| self.encode_at_once(captions))?.to_device(device)
+    }
+}
+
+impl ClipText {
+    /// Encodes captions on the model's device.
+    fn encode_at_once(&self, captions: &[&str]) -> Result<Text> {
         let ids = captions.iter().map(|caption| self.tokenizer.encode(caption)).collect::<Result<Vec<_>>>()?;
         let ends =
             ids.iter().map(|ids| ids.iter().position(|id| *id == self.tokenizer.end()).unwrap_or(CLIP_TOKENS - 1));
@@ -98,6 +105,6 @@ impl TextEncoder for ClipText {
         let tokens = self.model.forward_with_mask(&ids, usize::MAX)?;
         let pooled = ends.iter().enumerate().map(|(caption, end)| tokens.i((caption, *end)));
         let pooled = Tensor::stack(&pooled.collect::<Result<Vec<_>>>()?, 0)?;
-        Text { tokens, pooled }.to_device(device)
+        Ok(Text { tokens, pooled })
     }
 }

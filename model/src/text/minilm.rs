@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_transformers::models::bert::{BertModel, Config};
 use tokenizers::{Tokenizer, TruncationParams};
 
-use super::TextEncoder;
+use super::{TextEncoder, apart};
 use crate::{
     batch::Text,
     pretrained::{Files, Identity, Network, PretrainedError, Weights},
@@ -76,6 +76,13 @@ impl TextEncoder for MiniLmText {
     }
 
     fn encode(&self, captions: &[&str], device: &Device) -> Result<Text> {
+        apart(captions, &self.device, |captions| self.encode_at_once(captions))?.to_device(device)
+    }
+}
+
+impl MiniLmText {
+    /// Encodes captions on the model's device.
+    fn encode_at_once(&self, captions: &[&str]) -> Result<Text> {
         let (count, tokens) = (captions.len(), self.tokens);
         let (mut ids, mut kept) = (vec![0u32; count * tokens], vec![0f32; count * tokens]);
         for (row, caption) in captions.iter().enumerate() {
@@ -91,6 +98,6 @@ impl TextEncoder for MiniLmText {
         let sums = states.sum(1)?;
         // The length of the sum and of the mean differ by a factor that scaling removes.
         let pooled = sums.broadcast_div(&sums.sqr()?.sum_keepdim(1)?.sqrt()?)?;
-        Text { tokens: states, pooled }.to_device(device)
+        Ok(Text { tokens: states, pooled })
     }
 }
