@@ -22,13 +22,13 @@ pub struct HeldOut<'a> {
     pub samples: usize,
     /// Times at which each is asked about: one in each of so many equal parts of 0..1.
     pub draws: usize,
-    /// What times and noise follow from.
+    /// What times, noise and draws of latents follow from.
     pub seed: u64,
 }
 
 /// A batch of questions.
 pub(super) struct Question {
-    /// The samples.
+    /// The samples, their latents drawn.
     pub(super) batch: Batch,
     /// Where they are on the path to noise.
     pub(super) point: Noised,
@@ -57,16 +57,17 @@ impl HeldOut<'_> {
         let all: Vec<usize> = (0..count).collect();
         for samples in all.chunks(BATCH) {
             let indices: Vec<usize> = samples.iter().map(|place| place * self.data.len() / count).collect();
-            let batch = self.data.batch(&indices, &Device::Cpu)?.to_device(device)?;
+            let undrawn = self.data.batch(&indices, &Device::Cpu)?.to_device(device)?;
             for draw in 0..self.draws {
                 let stream =
                     |purpose, place: usize| Stream::new(&key, purpose, (samples[place] * self.draws + draw) as u64);
                 let time = |place| (draw as f32 + stream("question time", place).uniform()) / self.draws as f32;
                 let times: Vec<f32> = (0..samples.len()).map(time).collect();
-                let noise =
-                    noise_like(&batch.images, |place, numbers| stream("question noise", place).normals(numbers))?;
+                let normals = |purpose| move |place, numbers| stream(purpose, place).normals(numbers);
+                let batch = undrawn.clone().drawn(normals("question latent"))?;
+                let noise = noise_like(&batch.images, normals("question noise"))?;
                 let point = noised(&batch.images, &noise, &times)?;
-                asked(Question { batch: batch.clone(), point, times, samples: samples.to_vec() })?;
+                asked(Question { batch, point, times, samples: samples.to_vec() })?;
             }
         }
         Ok(())
@@ -85,5 +86,52 @@ pub struct ByTime {
 impl From<&LossByTime> for ByTime {
     fn from(losses: &LossByTime) -> Self {
         Self { mean: losses.mean().unwrap_or(f32::NAN), bins: losses.means().to_vec() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Tensor};
+
+    use super::*;
+    use crate::batch::Text;
+
+    /// Latents of one number, N(5, 2^2).
+    struct Latents;
+
+    impl BatchSource for Latents {
+        fn len(&self) -> usize {
+            300
+        }
+
+        fn batch(&self, indices: &[usize], device: &Device) -> Result<Batch> {
+            let of_all = |number: f32| Tensor::full(number, (indices.len(), 1, 1, 1), device);
+            let text = Tensor::zeros((indices.len(), 1, 1), DType::F32, device)?;
+            Ok(Batch {
+                images: of_all(5.0)?,
+                spread: Some(of_all(2.0)?),
+                text: Text { pooled: text.squeeze(1)?, tokens: text },
+                labels: Tensor::zeros(indices.len(), DType::U32, device)?,
+            })
+        }
+    }
+
+    #[test]
+    fn latents_are_drawn_anew_for_each_question_and_alike_for_all_who_are_asked() {
+        let held_out = HeldOut { data: &Latents, samples: usize::MAX, draws: 4, seed: 3 };
+        let ask = || {
+            let mut latents = Vec::new();
+            let asked = held_out.ask(&Device::Cpu, |question| {
+                latents.extend(question.batch.images.flatten_all()?.to_vec1::<f32>()?);
+                Ok(())
+            });
+            asked.unwrap();
+            latents
+        };
+        let latents = ask();
+        assert_eq!(latents, ask());
+        let mean = latents.iter().sum::<f32>() / latents.len() as f32;
+        let variance = latents.iter().map(|it| (it - mean).powi(2)).sum::<f32>() / latents.len() as f32;
+        assert!((mean - 5.0).abs() < 0.3 && (variance.sqrt() - 2.0).abs() < 0.2, "N({mean}, {variance})");
     }
 }
