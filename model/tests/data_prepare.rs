@@ -8,13 +8,13 @@ use std::sync::Arc;
 use candle_core::Device;
 use paris_model::batch::BatchSource;
 use paris_model::data::{
-    Dataset, DatasetError, Entry, PrepareError, PrepareSettings, Prepared, Progress, Report, Shard, Source, prepare,
-    shard_hash,
+    Dataset, DatasetError, Entry, PrepareError, PrepareSettings, Prepared, Progress, Report, Shard, Source, Splits,
+    SplitsError, prepare, shard_hash,
 };
 use paris_model::evaluation::kernel::kernel_distance;
 use paris_model::features::{ColourAndEdges, ImageFeatures};
 use paris_model::image_codec::Pixels;
-use paris_model::text::HashedText;
+use paris_model::text::{HashedText, TextEncoder};
 
 const TEXT: HashedText = HashedText { tokens: 8, width: 32 };
 
@@ -128,8 +128,11 @@ fn a_damaged_shard_is_noticed_and_written_anew() {
     bytes[last] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
     assert!(matches!(shard.load(folder.path()), Err(PrepareError::Damaged(_))));
+    let encoder: Arc<dyn TextEncoder> = Arc::new(TEXT);
+    let opened = Splits::open(folder.path(), &encoder).map(drop);
+    assert!(matches!(opened, Err(SplitsError::Prepared(PrepareError::Damaged(damaged))) if damaged == path));
     prepare_into(folder.path(), &settings);
-    assert!(shard.load(folder.path()).is_ok());
+    assert!(shard.load(folder.path()).is_ok() && Splits::open(folder.path(), &encoder).is_ok());
 }
 
 #[test]
@@ -217,8 +220,7 @@ fn batches_hold_what_the_shards_hold() {
     assert!(image.iter().all(|value| (-1.0..=1.0).contains(value)));
     assert_eq!(data.caption(0).unwrap().as_ref(), Some(&first.captions()[0]));
     assert_eq!((data.label(last), data.label(data.len())), (Some(3), None));
-    let direct =
-        paris_model::text::TextEncoder::encode(&TEXT, &[&*data.caption(last).unwrap().unwrap()], &Device::Cpu).unwrap();
+    let direct = TEXT.encode(&[&*data.caption(last).unwrap().unwrap()], &Device::Cpu).unwrap();
     let (drawn, direct) = (batch.text.tokens.get(0).unwrap(), direct.tokens.get(0).unwrap());
     assert_eq!(drawn.to_vec2::<f32>().unwrap(), direct.to_vec2::<f32>().unwrap());
     assert!(data.batch(&[data.len()], &Device::Cpu).is_err());

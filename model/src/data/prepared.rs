@@ -92,6 +92,17 @@ impl ShardInfo {
         folder.join(format!("{}.safetensors", self.hash))
     }
 
+    /// The same, once the file's bytes are checked against the hash.
+    pub fn checked_path(&self, folder: &Path) -> Result<PathBuf, PrepareError> {
+        let path = self.path(folder);
+        let mut hasher = blake3::Hasher::new();
+        File::open(&path).and_then(|file| hasher.update_reader(file).map(drop)).map_err(at(&path))?;
+        if hasher.finalize().to_hex().as_str() != self.hash {
+            return Err(PrepareError::Damaged(path));
+        }
+        Ok(path)
+    }
+
     /// Reads the shard's bytes and checks them against the hash.
     pub fn load(&self, folder: &Path) -> Result<Vec<u8>, PrepareError> {
         let path = self.path(folder);

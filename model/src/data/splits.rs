@@ -31,7 +31,7 @@ pub struct Splits {
 /// Why prepared pictures cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SplitsError {
-    /// There is no usable record of them.
+    /// There is no usable record of them, or a shard is not what the record says.
     #[error(transparent)]
     Prepared(#[from] PrepareError),
     /// Their shards make no data set.
@@ -43,22 +43,22 @@ pub enum SplitsError {
 }
 
 impl Splits {
-    /// Opens what [`prepare`](super::prepare()) left in `folder`.
+    /// Opens what [`prepare`](super::prepare()) left in `folder`, once all of it was read and checked.
     ///
     /// # Errors
-    /// If there is nothing usable, or a cluster has nothing held out.
+    /// If there is nothing usable, a shard is damaged, or a cluster has nothing held out.
     pub fn open(folder: &Path, encoder: &Arc<dyn TextEncoder>) -> Result<Self, SplitsError> {
         let prepared = Prepared::read(folder)?;
         let open = |shards: Vec<(PathBuf, u32)>| Dataset::open(shards, encoder.clone()).map(Arc::new);
-        let files = |shards: &[ShardInfo], label: usize| -> Vec<(PathBuf, u32)> {
-            shards.iter().map(|shard| (shard.path(folder), label as u32)).collect()
+        let files = |shards: &[ShardInfo], label: usize| -> Result<Vec<(PathBuf, u32)>, PrepareError> {
+            shards.iter().map(|shard| Ok((shard.checked_path(folder)?, label as u32))).collect()
         };
         let (mut clusters, mut all_train, mut all_held_out) = (Vec::new(), Vec::new(), Vec::new());
         for (label, cluster) in prepared.clusters.iter().enumerate() {
             if cluster.held_out.is_empty() {
                 return Err(SplitsError::NothingHeldOut(label));
             }
-            let (train, held_out) = (files(&cluster.train, label), files(&cluster.held_out, label));
+            let (train, held_out) = (files(&cluster.train, label)?, files(&cluster.held_out, label)?);
             clusters.push(Split { train: open(train.clone())?, held_out: open(held_out.clone())? });
             all_train.extend(train);
             all_held_out.extend(held_out);

@@ -104,8 +104,10 @@ impl ShardWriter<'_> {
     fn write(&mut self, samples: &[u32]) -> Result<Vec<ShardInfo>, PrepareError> {
         let mut written = Vec::new();
         for samples in samples.chunks(self.settings.samples_per_shard) {
-            let known =
-                self.earlier.next().filter(|known| known.samples == samples.len() && known.load(self.folder).is_ok());
+            let known = self
+                .earlier
+                .next()
+                .filter(|known| known.samples == samples.len() && known.checked_path(self.folder).is_ok());
             let info = match known {
                 Some(known) => known,
                 None => self.write_one(samples)?,
