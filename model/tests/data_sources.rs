@@ -64,8 +64,8 @@ fn a_folder_takes_captions_from_metadata_and_from_side_files() {
     }
     let lines = [
         r#"{"file_name": "a.png", "text": " from text "}"#,
-        r#"{"file_name": "b.png", "caption": "from caption"}"#,
-        r#"{"file_name": "train/d.png", "prompt": "from prompt"}"#,
+        r#"{"file_name": "./b.png", "caption": "from caption"}"#,
+        r#"{"file_name": "train//d.png", "prompt": "from prompt"}"#,
         "",
         "no json",
         r#"{"file_name": "../outside.png", "text": "not here"}"#,
@@ -265,7 +265,7 @@ fn metadata_may_be_comma_separated_with_quotes_and_line_breaks() {
     for name in ["a.png", "b.png", "c.png"] {
         fs::write(at(name), plain([1, 2, 3])).unwrap();
     }
-    let table = "id,File_Name,caption\n1,c.png,\"third, of \"\"three\"\"\"\n2,a.png,\"first\nline\"\n3,,nothing\n4,b.png\n5,d.png,absent\n";
+    let table = "id,File_Name,caption\n1,c.png,\"third, of \"\"three\"\"\"\n2,./a.png,\"first\nline\"\n3,,nothing\n4,b.png\n5,d.png,absent\n";
     fs::write(at("metadata.csv"), table).unwrap();
     let (samples, skipped) = read(folder.path()).unwrap();
     assert_eq!(captions(&samples), ["first\nline", "third, of \"three\""]);

@@ -111,7 +111,9 @@ impl Metadata {
     }
 }
 
+/// Equal for all spellings of a path, such as `a.png` and `./a.png`.
 fn key(path: &Path) -> [u8; 16] {
+    let path: PathBuf = path.components().collect();
     let hash = blake3::hash(path.as_os_str().as_encoded_bytes());
     std::array::from_fn(|byte| hash.as_bytes()[byte])
 }
