@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io::{self, Read, Write},
     path::Path,
 };
 
@@ -45,6 +45,19 @@ fn write(path: &Path, bytes: &[u8], is_private: bool) -> io::Result<()> {
         sync_folder(folder)
     };
     write().map_err(|error: io::Error| io::Error::new(error.kind(), format!("writing {}: {error}", path.display())))
+}
+
+/// Reads a file of at most so many bytes.
+///
+/// # Errors
+/// Where it cannot be read, or is larger ([`io::ErrorKind::FileTooLarge`]).
+pub(crate) fn read_whole(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > bytes_max {
+        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {bytes_max} bytes"))),
+        false => Ok(bytes),
+    }
 }
 
 /// Brings the names in a folder to the disk. Only Unix can.

@@ -1,7 +1,6 @@
 //! What preparing was asked for and what it left: the record `prepared.json` and the shards it names.
 
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +9,7 @@ use super::prepare::{PrepareError, at};
 use super::shard::{SAMPLES_MAX, SIDE_MAX, shard_hash};
 use super::source::Skipped;
 use crate::pretrained::Identity;
+use crate::whole_file::read_whole;
 
 /// Version of `prepared.json` that this program writes and reads.
 pub const VERSION: u32 = 2;
@@ -106,7 +106,7 @@ impl ShardInfo {
     /// Reads the shard's bytes and checks them against the hash.
     pub fn load(&self, folder: &Path) -> Result<Vec<u8>, PrepareError> {
         let path = self.path(folder);
-        let bytes = read_bounded(&path, self.bytes).map_err(at(&path))?;
+        let bytes = read_whole(&path, self.bytes).map_err(at(&path))?;
         if shard_hash(&bytes).to_hex().as_str() != self.hash {
             return Err(PrepareError::Damaged(path));
         }
@@ -151,7 +151,7 @@ impl Prepared {
     /// Reads the record that [`prepare`](super::prepare()) left in `folder`.
     pub fn read(folder: &Path) -> Result<Self, PrepareError> {
         let path = folder.join(FILE_NAME);
-        let bytes = read_bounded(&path, FILE_BYTES_MAX).map_err(at(&path))?;
+        let bytes = read_whole(&path, FILE_BYTES_MAX).map_err(at(&path))?;
         let refuse = |reason: String| PrepareError::Record { path: path.clone(), reason };
         let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|error| refuse(error.to_string()))?;
         // The version comes first: another version may have other fields.
@@ -173,13 +173,4 @@ impl Prepared {
         }
         Ok(prepared)
     }
-}
-
-pub(super) fn read_bounded(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit {
-        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, format!("it is larger than {limit} bytes")));
-    }
-    Ok(bytes)
 }

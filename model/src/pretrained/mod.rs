@@ -5,15 +5,13 @@
 
 mod weights;
 
-use std::{
-    fs::File,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 pub use weights::Weights;
+
+use crate::whole_file::read_whole;
 
 /// Largest file of weights that is read, in bytes. The largest in use, CLIP with its image half, has 1.7 GB.
 pub const WEIGHTS_BYTES_MAX: u64 = 4 << 30;
@@ -203,7 +201,7 @@ impl Files {
     ) -> Result<Self, PretrainedError> {
         let read = |folder: &Path, file: &str, limit, wanted: Option<&String>| {
             let path = folder.join(file);
-            let bytes = read_bounded(&path, limit).map_err(|error| PretrainedError::File {
+            let bytes = read_whole(&path, limit).map_err(|error| PretrainedError::File {
                 network,
                 path: path.clone(),
                 wanted: wanted.cloned(),
@@ -235,13 +233,4 @@ impl Files {
             tokenizer: self.network.tokenizer_file().map(|_| hash(&self.tokenizer)),
         }
     }
-}
-
-fn read_bounded(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit {
-        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, format!("it is larger than {limit} bytes")));
-    }
-    Ok(bytes)
 }

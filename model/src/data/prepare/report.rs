@@ -10,8 +10,9 @@ use super::spool::Spool;
 use super::words::{Word, Words};
 use super::{PrepareError, at, write_durably};
 use crate::data::kmeans::Assigned;
-use crate::data::prepared::{Prepared, ShardInfo, read_bounded};
+use crate::data::prepared::{Prepared, ShardInfo};
 use crate::data::source::Skipped;
+use crate::whole_file::read_whole;
 
 /// The report's file, in the folder of the output.
 pub const REPORT_NAME: &str = "report.json";
@@ -67,7 +68,7 @@ impl Report {
     /// Reads the report that [`prepare`](super::prepare()) left in `folder`.
     pub fn read(folder: &Path) -> Result<Self, PrepareError> {
         let path = folder.join(REPORT_NAME);
-        let bytes = read_bounded(&path, FILE_BYTES_MAX).map_err(at(&path))?;
+        let bytes = read_whole(&path, FILE_BYTES_MAX).map_err(at(&path))?;
         serde_json::from_slice(&bytes).map_err(|error| PrepareError::Record { path, reason: error.to_string() })
     }
 }

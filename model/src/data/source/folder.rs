@@ -1,7 +1,5 @@
 //! A folder of pictures: captions from metadata or from files beside the pictures.
 
-use std::fs::File;
-use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +8,7 @@ use super::metadata::Metadata;
 use super::skipped::{Reason, Refusal};
 use super::{CAPTION_FILE_BYTES_MAX, SourceError, at, caption_in_json, is_picture};
 use crate::data::picture::FILE_BYTES_MAX;
+use crate::whole_file::read_whole;
 
 /// How deep folders may lie in each other.
 const DEPTH_MAX: usize = 16;
@@ -101,27 +100,16 @@ fn has_picture_ending(path: &Path) -> bool {
 /// One picture, with the caption that metadata lists or else the one beside it.
 fn content(path: &Path, listed: Result<Option<String>, Refusal>) -> Result<Content, Refusal> {
     let beside = || {
-        let text = bounded(&path.with_extension("txt"), CAPTION_FILE_BYTES_MAX).ok();
-        let json = || caption_in_json(&bounded(&path.with_extension("json"), CAPTION_FILE_BYTES_MAX).ok()?);
+        let text = read_whole(&path.with_extension("txt"), CAPTION_FILE_BYTES_MAX).ok();
+        let json = || caption_in_json(&read_whole(&path.with_extension("json"), CAPTION_FILE_BYTES_MAX).ok()?);
         text.and_then(|bytes| String::from_utf8(bytes).ok()).or_else(json)
     };
     let caption = listed?.or_else(beside);
-    let encoded = bounded(path, FILE_BYTES_MAX).map_err(|error| match error.kind() {
+    let encoded = read_whole(path, FILE_BYTES_MAX).map_err(|error| match error.kind() {
         std::io::ErrorKind::FileTooLarge => Refusal::new(Reason::TooLarge, error),
         _ => Refusal::new(Reason::Unreadable, error),
     })?;
     Content::new(Encoded::File(encoded), caption.as_deref())
-}
-
-/// A whole file, or an error where it is larger than `limit`.
-fn bounded(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit {
-        let message = format!("a file of more than {limit} bytes");
-        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, message));
-    }
-    Ok(bytes)
 }
 
 fn name(root: &Path, path: &Path) -> String {
