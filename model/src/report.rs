@@ -5,6 +5,11 @@ use std::time::{Duration, Instant};
 /// Equal parts of the time 0..1 that losses are told apart by.
 pub const TIME_BINS: usize = 10;
 
+/// Which of them a time lies in.
+pub(crate) fn time_bin(t: f32) -> usize {
+    ((t * TIME_BINS as f32) as usize).min(TIME_BINS - 1)
+}
+
 /// What a step did.
 #[derive(Clone, Copy, Debug)]
 pub struct StepReport {
@@ -32,7 +37,7 @@ pub struct LossByTime {
 impl LossByTime {
     /// Counts the loss of a sample at time `t`.
     pub fn add(&mut self, t: f32, loss: f32) {
-        let bin = ((t * TIME_BINS as f32) as usize).min(TIME_BINS - 1);
+        let bin = time_bin(t);
         self.sums[bin] += f64::from(loss);
         self.samples[bin] += 1;
     }

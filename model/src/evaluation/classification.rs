@@ -4,11 +4,12 @@ use candle_core::{Device, Result};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    greatest,
     held_out::{ByTime, HeldOut},
     table::Table,
 };
 use crate::{
-    report::{LossByTime, TIME_BINS},
+    report::{LossByTime, TIME_BINS, time_bin},
     sampler::{Calibration, Posterior},
 };
 
@@ -73,7 +74,7 @@ impl Answers {
             ByTime::from(&sums)
         };
         Ok(Classification {
-            accuracy: by_time(&|answer| f64::from(u8::from(most_probable(&answer.logits) == answer.label))),
+            accuracy: by_time(&|answer| f64::from(u8::from(greatest(&answer.logits) == answer.label))),
             cross_entropy: by_time(&|answer| cross_entropy(answer, 1.0)),
             calibrated: by_time(&|answer| cross_entropy(answer, temperatures.temperature(answer.t.into()).into())),
             temperatures,
@@ -105,7 +106,7 @@ pub fn table<'a>(routers: impl IntoIterator<Item = (&'a str, &'a Classification)
 /// The temperature of each part of the time at which the answers' cross-entropy, with what is thought beforehand, is least; 1 where there are no answers.
 fn calibrate(answers: &[Answer]) -> Result<Calibration> {
     let fit = |bin: usize| {
-        let of_bin = |answer: &&Answer| ((answer.t * TIME_BINS as f32) as usize).min(TIME_BINS - 1) == bin;
+        let of_bin = |answer: &&Answer| time_bin(answer.t) == bin;
         let answers: Vec<_> = answers.iter().filter(of_bin).collect();
         if answers.is_empty() { 1.0 } else { best_temperature(&answers) as f32 }
     };
@@ -144,10 +145,6 @@ fn softmax(logits: &[f32], temperature: f64) -> Vec<f64> {
 
 fn cross_entropy(answer: &Answer, temperature: f64) -> f64 {
     -softmax(&answer.logits, temperature)[answer.label].max(f64::MIN_POSITIVE).ln()
-}
-
-fn most_probable(logits: &[f32]) -> usize {
-    (1..logits.len()).fold(0, |best, next| if logits[next] > logits[best] { next } else { best })
 }
 
 #[cfg(test)]

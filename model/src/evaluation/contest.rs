@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use candle_core::{Device, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::distances::Reference;
+use super::{distances::Reference, greatest};
 use crate::{
     batch::{BatchSource, Text},
     image_codec::ImageCodec,
@@ -190,17 +190,13 @@ pub fn draw(
             seed: noise,
         };
         let latents = sample(mixture, &prompts.part(from, count)?, &prompts.null, &settings, &mut |step: &Step| {
-            let right = step.weights.iter().zip(labels).filter(|(weights, label)| heaviest(weights) == **label);
+            let right = step.weights.iter().zip(labels).filter(|(weights, label)| greatest(weights) == **label);
             agreed[step.number] += right.count() as u32;
         })?;
         drawn.push(codec.decode(&latents.to_device(&Device::Cpu)?)?);
         progress(from + count);
     }
     Ok((Tensor::cat(&drawn, 0)?, agreed))
-}
-
-fn heaviest(weights: &[f32]) -> usize {
-    (1..weights.len()).fold(0, |best, next| if weights[next] > weights[best] { next } else { best })
 }
 
 /// Draws every prompt once a seed and says how far that is from the references; the pictures of the first seed too. `progress` hears how many

@@ -18,3 +18,8 @@ pub mod kernel;
 pub mod losses;
 mod symmetric;
 pub mod table;
+
+/// The place of the greatest of some numbers; of equal ones the first.
+fn greatest(numbers: &[f32]) -> usize {
+    (1..numbers.len()).fold(0, |best, next| if numbers[next] > numbers[best] { next } else { best })
+}
