@@ -8,4 +8,5 @@ pub mod demo;
 pub mod experiment;
 pub mod process;
 pub mod sim;
+mod usage;
 mod view;

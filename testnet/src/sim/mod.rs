@@ -38,6 +38,7 @@ use self::{
     scenario::{Scenario, Spread},
     world::World,
 };
+use crate::usage::{cpu_of_process, peak_mb};
 
 /// The time at the end in which no fault begins, at most.
 const CALM: Duration = Duration::from_secs(1200);
@@ -146,18 +147,7 @@ fn simulate(
     world.close(report, calm == CALM)
 }
 
-/// Processor time of this process, seconds; 0 where the system does not say.
+/// CPU time of this process so far, seconds; 0 where the system does not say.
 fn cpu_s() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // After the name, which may hold anything: user and system time are the 12th and 13th.
-    let after = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = after.split_whitespace().skip(11).take(2).filter_map(|it| it.parse::<u64>().ok());
-    ticks.sum::<u64>() as f64 / 100.0
-}
-
-/// The most memory that this process ever had, megabytes; 0 where the system does not say.
-fn peak_mb() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|it| it.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kilobytes| kilobytes / 1024)
+    cpu_of_process(std::process::id()).unwrap_or(0.0)
 }
