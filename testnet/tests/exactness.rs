@@ -12,7 +12,7 @@ use paris_node::{
     history::{Line, PartHistory},
     status::{PartStatus, Status},
 };
-use paris_testnet::process::NodeProcess;
+use paris_testnet::process::{BUNDLED_PICTURES, NodeProcess};
 
 /// Generous, since the machine may be busy: a condition is waited for, never a time.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -26,10 +26,11 @@ const POLL: Duration = Duration::from_millis(100);
 /// A run of one tiny expert and a router in node `organiser`'s directory, before any node ran.
 fn organise(folder: &Path, checkpoint_ms: &str) -> NodeProcess {
     let organiser = node(folder, "organiser");
-    let pictures = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/emoji32-512.tar");
     let prepared = folder.join("prepared");
     let prepared = prepared.to_str().unwrap();
-    organiser.answer(["data", "prepare", pictures, "--out", prepared, "--size", "8", "--clusters", "1"]).unwrap();
+    organiser
+        .answer(["data", "prepare", BUNDLED_PICTURES, "--out", prepared, "--size", "8", "--clusters", "1"])
+        .unwrap();
     let mut new = vec!["manifest", "new", "--data", prepared, "--steps", STEPS, "--batch", "8"];
     new.extend(["--width", "16", "--depth", "1", "--heads", "2", "--router-width", "16", "--router-depth", "1"]);
     new.extend(["--heartbeat-ms", "500", "--ttl-ms", "4000", "--checkpoint-ms", checkpoint_ms]);

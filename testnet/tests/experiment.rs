@@ -7,16 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use paris_testnet::process::BUNDLED_PICTURES;
 use serde_json::Value;
-
-const PICTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/emoji32-512.tar");
 
 fn experiment(out: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_paris-testnet"));
     command.args([
         "experiment",
         "--data",
-        PICTURES,
+        BUNDLED_PICTURES,
         "--clusters",
         "2",
         "--samples",

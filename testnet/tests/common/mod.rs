@@ -9,7 +9,7 @@ use std::{
 };
 
 use paris_node::status::{PartStatus, Status};
-use paris_testnet::process::NodeProcess;
+use paris_testnet::process::{BUNDLED_PICTURES, NodeProcess};
 
 /// Generous, since the machine may be busy: a condition is waited for, never a time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -35,10 +35,11 @@ impl Network {
         let folder = tempfile::tempdir().unwrap();
         let nodes: Vec<_> =
             (0..count).map(|number| place(number, node(folder.path(), &format!("node-{number}")))).collect();
-        let pictures = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/emoji32-512.tar");
         let prepared = folder.path().join("prepared");
         let prepared = prepared.to_str().unwrap();
-        nodes[0].answer(["data", "prepare", pictures, "--out", prepared, "--size", "8", "--clusters", "2"]).unwrap();
+        nodes[0]
+            .answer(["data", "prepare", BUNDLED_PICTURES, "--out", prepared, "--size", "8", "--clusters", "2"])
+            .unwrap();
         let models = ["--width", "32", "--depth", "2", "--heads", "2", "--router-width", "32", "--router-depth", "1"];
         let times = ["--heartbeat-ms", "500", "--checkpoint-ms", "1000"];
         let arguments = arguments(&nodes);
