@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     process::{BUNDLED_PICTURES, NodeProcess},
+    span::span,
     usage::{cpu_of_process, cpu_of_threads},
 };
 
@@ -60,8 +61,8 @@ pub struct Network {
     replicas: usize,
 
     /// Minutes to measure.
-    #[arg(long, default_value_t = 3.0)]
-    minutes: f32,
+    #[arg(long, default_value_t = 3.0, value_parser = span)]
+    minutes: f64,
 
     /// Between two checkpoints, milliseconds; as `manifest new` has it if not given.
     #[arg(long)]
@@ -136,7 +137,7 @@ impl Bench {
 
 impl Network {
     fn run(self) -> anyhow::Result<()> {
-        ensure!(self.peers > 0 && self.minutes > 0.0, "--peers and --minutes must be above 0");
+        ensure!(self.peers > 0, "--peers must be above 0");
         let folder = tempfile::Builder::new().prefix("paris-bench-").tempdir()?;
         let program = env::current_exe()?;
         let mut trainer = NodeProcess::new(&program, folder.path(), "trainer")?;
@@ -183,7 +184,7 @@ impl Network {
         let steps = |status: &Status| expert(status).and_then(|part| part.step).unwrap_or(0);
         let look = |trainer: &NodeProcess| trainer.status().context("the trainer answers");
         let started = Instant::now();
-        let end = started + Duration::from_secs_f32(60.0 * self.minutes);
+        let end = started + Duration::from_secs_f64(60.0 * self.minutes);
         let (first, cpu_before, before) = (look(trainer)?, cpu_of_process(process)?, cpu_of_threads(process)?);
         let (mut seen, mut published, mut most) = (before.clone(), Vec::new(), 0);
         eprintln!("measuring for {} minutes", self.minutes);

@@ -8,5 +8,6 @@ pub mod demo;
 pub mod experiment;
 pub mod process;
 pub mod sim;
+mod span;
 mod usage;
 mod view;

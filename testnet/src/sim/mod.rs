@@ -38,7 +38,10 @@ use self::{
     scenario::{Scenario, Spread},
     world::World,
 };
-use crate::usage::{cpu_of_process, peak_mb};
+use crate::{
+    span::span,
+    usage::{cpu_of_process, peak_mb},
+};
 
 /// The time at the end in which no fault begins, at most.
 const CALM: Duration = Duration::from_secs(1200);
@@ -53,7 +56,7 @@ pub struct Sim {
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(2..=1024))]
     pub parts: u16,
     /// Simulated hours
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = span)]
     pub hours: f64,
     /// The first seed
     #[arg(long, default_value_t = 0)]

@@ -11,6 +11,7 @@ use super::{
     scenario::{Scenario, Times},
     simulate,
 };
+use crate::span::span;
 
 /// Find out what a run's times cost: vary each, with nodes that crash on a network that loses and delays messages
 #[derive(Args, Clone, Debug)]
@@ -22,7 +23,7 @@ pub struct Tune {
     #[arg(long, default_value_t = 12)]
     pub parts: u16,
     /// Simulated hours
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = span)]
     pub hours: f64,
     /// Seeds of each setting
     #[arg(long, default_value_t = 2)]
