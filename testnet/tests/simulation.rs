@@ -115,7 +115,7 @@ fn a_seed_replays_exactly() {
 }
 
 #[test]
-fn a_trace_has_a_line_for_every_event_and_a_column_for_every_node() {
+fn a_trace_has_a_line_for_every_fault_and_change_of_trainer_and_a_column_for_every_node() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("trace");
     report(&Sim { trace: Some(path.clone()), ..sim(10, 3, Some("crashes.toml")) }, 1);

@@ -73,7 +73,7 @@ pub struct Sim {
     /// Print JSON, one object a line
     #[arg(long)]
     pub json: bool,
-    /// Write a line for every event, a column for every node: the parts it trains, z if suspended
+    /// Write a line for every fault and every change of trainer, a column for every node: the parts it trains, z if suspended
     #[arg(long)]
     pub trace: Option<PathBuf>,
 }
