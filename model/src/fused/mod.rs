@@ -21,7 +21,7 @@ pub(crate) use matrix::{Matrix, MatrixMut};
 use operation::Operation;
 pub(crate) use operation::{samples_at_once, share_count};
 pub(crate) use sublayers::{CrossAttention, Final, Mlp, SelfAttention};
-use tile::{Gradients, Tile};
+use tile::{Tile, TileGradients};
 
 use crate::gradients::TrunkGradients;
 
@@ -53,7 +53,7 @@ pub(crate) trait Sublayer: Send + Sync {
 /// What the forward pass of a sublayer leaves behind for the backward pass over the same tile.
 pub(crate) trait Backward: Send {
     /// From the gradient of the output: adds to those of what was read, but for the residual's part.
-    fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: Gradients);
+    fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: TileGradients);
 }
 
 /// A sublayer in its place.

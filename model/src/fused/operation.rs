@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{
     Backward, Keep, Rows, Stage,
-    tile::{Gradients, Shape, Tile},
+    tile::{Shape, Tile, TileGradients},
 };
 use crate::{
     gradients::{TrunkGradients, add, total},
@@ -207,7 +207,7 @@ impl Operation {
                 let mut dcondition_of_tile = vec![0.0; condition.len()];
                 let (group, dgroup) = (&input.group[stage.parameters.clone()], &mut dgroup[stage.parameters.clone()]);
                 let shape = Shape { tokens: input.tokens, condition: rows.len(), width };
-                let into = Gradients { x: dx, condition: &mut dcondition_of_tile, group: dgroup };
+                let into = TileGradients { x: dx, condition: &mut dcondition_of_tile, group: dgroup };
                 let tile = Tile { shape, group, x, condition };
                 let backward = tiles.next().unwrap_or_else(|| {
                     again.clear();

@@ -4,7 +4,7 @@ use super::{
     Backward, Sublayer,
     attention::{self, Attention},
     linear::{self, Linear, LinearGradient},
-    tile::{Gradients, Shape, Tile},
+    tile::{Shape, Tile, TileGradients},
 };
 use crate::{
     gradients::add,
@@ -56,7 +56,7 @@ impl Sublayer for SelfAttention {
 }
 
 impl Backward for SelfAttentionBackward {
-    fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: Gradients) {
+    fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: TileGradients) {
         let Self(attention, saved, y) = *self;
         let h = tile.enter();
         let dy = tile.leave_backward(&y, gradient, into.condition);
@@ -92,7 +92,7 @@ impl Sublayer for CrossAttention {
 }
 
 impl Backward for CrossAttentionBackward {
-    fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: Gradients) {
+    fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: TileGradients) {
         let Self(attention, saved) = *self;
         let (through, dcontext) = attention.backward(tile.group, tile.x, tile.condition, &saved, gradient, into.group);
         add(into.x, &through);
@@ -135,7 +135,7 @@ impl Sublayer for Mlp {
 }
 
 impl Backward for MlpBackward {
-    fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: Gradients) {
+    fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: TileGradients) {
         let Self(mut before, y) = *self;
         let width = tile.shape.width;
         let (inner, outer) = Mlp::layers(tile.group, width);
@@ -195,7 +195,7 @@ impl Sublayer for Final {
 }
 
 impl Backward for FinalBackward {
-    fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: Gradients) {
+    fn backward(self: Box<Self>, tile: Tile, gradient: &[f32], into: TileGradients) {
         let (layer, _) = Linear::split(tile.group, tile.shape.width, self.output);
         let (mut dlayer, _) = LinearGradient::split(into.group, tile.shape.width, self.output);
         dlayer.add(&tile.enter(), gradient);

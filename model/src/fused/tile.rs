@@ -26,7 +26,7 @@ pub(crate) struct Tile<'a> {
 }
 
 /// The gradients of what a sublayer reads, to add to. Those of `x` and the condition are the tile's own; the group's is shared with other tiles.
-pub(crate) struct Gradients<'a> {
+pub(crate) struct TileGradients<'a> {
     pub(crate) x: &'a mut [f32],
     pub(crate) condition: &'a mut [f32],
     pub(crate) group: &'a mut [f32],

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{
     CodecSource, HubError, Published, TextSource,
     config::{FolderFields, PartFields},
-    folder::{copy_into, write_whole},
+    folder::{copy_into, write_folder},
     io_error,
     names::{
         CALIBRATION, CODEC, CONFIG, EXPERT_WEIGHTS, INDEX, ROUTER, ROUTER_WEIGHTS, TEXT_ENCODER, TOKENIZER, expert,
@@ -65,7 +65,7 @@ struct Index {
 /// # Errors
 /// If the folder is taken, a file of weights is not what its hash says or not of its config's shapes, or the operating system refuses.
 pub fn export(folder: &Path, mixture: &Exported) -> Result<(), HubError> {
-    write_whole(folder, |folder| {
+    write_folder(folder, |folder| {
         for (cluster, part) in mixture.experts.iter().enumerate() {
             write_part(
                 &folder.join(expert(cluster)),

@@ -12,7 +12,7 @@ use crate::whole_file::sync_folder;
 ///
 /// # Errors
 /// If there is something at `folder` already, or the operating system refuses.
-pub(super) fn write_whole(folder: &Path, fill: impl FnOnce(&Path) -> Result<(), HubError>) -> Result<(), HubError> {
+pub(super) fn write_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<(), HubError>) -> Result<(), HubError> {
     let is_taken = match fs::read_dir(folder) {
         Ok(mut entries) => entries.next().is_some(),
         Err(_) => folder.exists(),

@@ -10,7 +10,7 @@ use candle_core::Device;
 use super::{
     HubError,
     config::{FolderFields, PartFields, read},
-    folder::{link_all, link_or_copy, write_whole},
+    folder::{link_all, link_or_copy, write_folder},
     io_error,
     names::{
         CALIBRATION, CODEC, CONFIG, EXPERT_WEIGHTS, INDEX, ROUTER, ROUTER_WEIGHTS, TEXT_ENCODER, TOKENIZER, expert,
@@ -158,7 +158,7 @@ impl Published {
     /// # Errors
     /// If the folder is taken, or the operating system refuses.
     pub fn copy_to(&self, folder: &Path) -> Result<(), HubError> {
-        write_whole(folder, |folder| {
+        write_folder(folder, |folder| {
             let is_here = |name: &String| self.folder.join(name).exists();
             let parts =
                 (0..self.experts.len()).map(expert).chain([ROUTER, CODEC, TEXT_ENCODER, TOKENIZER].map(str::to_owned));
