@@ -1,7 +1,8 @@
-//! All randomness of the model crate: a counter-based generator.
+//! The randomness of training and drawing: a counter-based generator.
 //!
 //! A [`Stream`] follows from a key, a purpose and a counter (usually the step), so any draw can be made again by anyone, in any order, without
 //! the draws before it. candle's own generator cannot be seeded and is not used.
+//! Only the [clustering](crate::data::kmeans) has a generator of its own, which follows from its seed.
 
 use candle_core::{Device, Result, Shape, Tensor};
 use rand_chacha::ChaCha8Rng;
