@@ -1,6 +1,6 @@
 //! How fast and in how much memory a source is prepared, beside what decoding and describing its pictures alone takes on the same threads.
 //!
-//! `cargo run --release --workspace --example prepare_speed -- SOURCE OUT [--size PIXELS] [--clusters K] [--limit N]`. Both are measured in CPU time too,
+//! `cargo run --release -p paris-model --example prepare_speed -- SOURCE OUT [--size PIXELS] [--clusters K] [--limit N]`. Both are measured in CPU time too,
 //! which other work on the machine disturbs less. OUT is written as `paris-node data prepare` would.
 
 use std::{fs, ops::ControlFlow, path::PathBuf, time::Instant};
