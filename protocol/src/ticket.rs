@@ -5,7 +5,7 @@ use std::{fmt, net::SocketAddr, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    codec::{CodecError, Wire},
+    codec::{CodecError, Wire, encoded_len},
     identity::NodeId,
     manifest::RunId,
 };
@@ -16,12 +16,12 @@ const PREFIX: &str = "paris1";
 pub const SEEDS_MAX: usize = 16;
 
 /// A run and some peers to begin with. The manifest itself is fetched from them and checked against the run's id.
+///
+/// Made by [`Ticket::new`] or read, so that its wire form is within its bounds and it can always be written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ticket {
-    /// The run.
-    pub run: RunId,
-    /// Peers to dial first. Any will do; none is special.
-    pub seeds: Vec<Seed>,
+    run: RunId,
+    seeds: Vec<Seed>,
 }
 
 /// A peer to dial.
@@ -38,6 +38,30 @@ pub struct Seed {
 impl Wire for Ticket {
     const NAME: &'static str = "ticket";
     const LIMIT: usize = 8 * 1024;
+}
+
+impl Ticket {
+    /// A ticket for `run`. A seed for which there is no room after those before it is left out.
+    pub fn new(run: RunId, seeds: impl IntoIterator<Item = Seed>) -> Self {
+        let mut ticket = Self { run, seeds: Vec::new() };
+        for seed in seeds {
+            ticket.seeds.push(seed);
+            if ticket.seeds.len() > SEEDS_MAX || encoded_len(&ticket) > Self::LIMIT {
+                ticket.seeds.pop();
+            }
+        }
+        ticket
+    }
+
+    /// The run.
+    pub fn run(&self) -> RunId {
+        self.run
+    }
+
+    /// Peers to dial first. Any will do; none is special.
+    pub fn seeds(&self) -> &[Seed] {
+        &self.seeds
+    }
 }
 
 /// A text that is no ticket.
@@ -94,14 +118,29 @@ mod tests {
     use crate::hash::Hash;
 
     fn ticket() -> Ticket {
-        Ticket {
-            run: RunId(Hash::of(b"run")),
-            seeds: vec![Seed {
-                node: NodeId([3; 32]),
-                gossip: vec!["/ip4/192.0.2.7/udp/4001/quic-v1".into()],
-                blobs: vec!["192.0.2.7:4002".parse().unwrap()],
-            }],
+        Ticket::new(RunId(Hash::of(b"run")), [seed(3, 1)])
+    }
+
+    fn seed(node: u8, addresses: usize) -> Seed {
+        Seed {
+            node: NodeId([node; 32]),
+            gossip: vec!["/ip4/192.0.2.7/udp/4001/quic-v1".into(); addresses],
+            blobs: vec!["192.0.2.7:4002".parse().unwrap(); addresses],
         }
+    }
+
+    #[test]
+    fn a_seed_for_which_there_is_no_room_is_left_out() {
+        // The largest seed with which a ticket can be read: a node that joined by it names itself before it.
+        let large = (1..1000).rev().map(|addresses| seed(9, addresses));
+        let large = large.map(|seed| Ticket::new(ticket().run, [seed])).find(|it| !it.seeds.is_empty()).unwrap();
+        let large = large.to_string().parse::<Ticket>().unwrap().seeds[0].clone();
+        let written = Ticket::new(ticket().run, [seed(1, 6), large, seed(2, 1)]);
+        assert_eq!(written.seeds, [seed(1, 6), seed(2, 1)]);
+        assert_eq!(written.to_string().parse::<Ticket>().unwrap(), written);
+        let many = Ticket::new(ticket().run, (0..100).map(|node| seed(node, 1)));
+        assert_eq!(many.seeds.len(), SEEDS_MAX);
+        assert_eq!(many.to_string().parse::<Ticket>().unwrap(), many);
     }
 
     #[test]

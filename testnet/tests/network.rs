@@ -88,8 +88,8 @@ fn bad_input_is_met_with_what_happened_and_what_to_do() {
     says(&["manifest", "new", "--data", folder.to_str().unwrap()], 1, &["no prepared data", "data prepare"]);
 
     // A ticket whose seeds belong to another run: they do not have the manifest, and say nothing for ever.
-    let mut foreign: Ticket = ticket.parse().unwrap();
-    foreign.run = RunId(Hash::of(b"another run"));
+    let seeds = ticket.parse::<Ticket>().unwrap().seeds().to_vec();
+    let foreign = Ticket::new(RunId(Hash::of(b"another run")), seeds);
     fresh.answer(["join", &foreign.to_string()]).unwrap();
     says(&["sample", "x", "--wait", "3"], 1, &["none of the 1 peers", "fresh ticket"]);
 
@@ -109,9 +109,8 @@ fn bad_input_is_met_with_what_happened_and_what_to_do() {
     says(&["manifest", "new", "--data", prepared.to_str().unwrap()], 1, &["damaged", "again"]);
 
     // Both ports of the running node are taken.
-    let seed = &ticket.parse::<Ticket>().unwrap().seeds[0];
+    let blobs = ticket.parse::<Ticket>().unwrap().seeds()[0].blobs[0].port();
     fresh.answer(["join", &ticket]).unwrap();
-    let blobs = seed.blobs[0].port();
     says(&["run", "--host", "127.0.0.1", "--port", &(blobs - 1).to_string()], 1, &["--port", "0 for any"]);
 
     // More room than any disk has is asked for.

@@ -23,10 +23,10 @@ impl Join {
         Database::init(dir)?;
         let _lock = dir.lock()?;
         let database = Database::open(dir)?;
-        let before = database.current_run()?.filter(|run| *run != ticket.run);
+        let before = database.current_run()?.filter(|run| *run != ticket.run());
         database.join(&ticket)?;
-        let seeds = ticket.seeds.len();
-        println!("joined run {} ({seeds} peer{} to begin with)", ticket.run, if seeds == 1 { "" } else { "s" });
+        let seeds = ticket.seeds().len();
+        println!("joined run {} ({seeds} peer{} to begin with)", ticket.run(), if seeds == 1 { "" } else { "s" });
         if let Some(before) = before {
             println!("this node was in run {before}: what it has of it stays, and a ticket of that run leads back");
         }

@@ -1,13 +1,17 @@
 //! Addresses: where to listen, whom to dial, what a ticket says.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use libp2p::{Multiaddr, multiaddr::Protocol};
-use paris_protocol::{identity::NodeId, ticket::Ticket};
+use paris_protocol::{
+    identity::NodeId,
+    message::ADDRESSES_MAX,
+    ticket::{Seed, Ticket},
+};
 
 use crate::network::peer_id;
 
-/// The most addresses that a ticket gives of one node.
+/// The most addresses that a ticket gives of one node, beside as many for blobs as peers are told.
 const TICKET_ADDRESSES_MAX: usize = 6;
 
 /// QUIC and TCP on one port number.
@@ -23,11 +27,16 @@ pub(super) fn of_seeds(ticket: &Ticket) -> Vec<Multiaddr> {
         let address: Multiaddr = text.parse().ok()?;
         Some(address.with(Protocol::P2p(peer_id(&node)?)))
     };
-    ticket.seeds.iter().flat_map(|seed| seed.gossip.iter().filter_map(move |text| of_seed(seed.node, text))).collect()
+    ticket.seeds().iter().flat_map(|seed| seed.gossip.iter().filter_map(move |text| of_seed(seed.node, text))).collect()
 }
 
-/// This node's addresses as a ticket carries them: without the peer id, and loopback only where there is nothing else.
-pub(super) fn for_ticket(listening: &[Multiaddr]) -> Vec<String> {
+/// This node as a ticket names it.
+pub(super) fn as_seed(node: NodeId, listening: &[Multiaddr], blobs: Vec<SocketAddr>) -> Seed {
+    Seed { node, gossip: for_ticket(listening), blobs: blobs.into_iter().take(ADDRESSES_MAX).collect() }
+}
+
+/// Addresses as a ticket carries them: without the peer id, and loopback only where there is nothing else.
+fn for_ticket(listening: &[Multiaddr]) -> Vec<String> {
     let is_loopback = |address: &Multiaddr| {
         address.iter().any(|protocol| match protocol {
             Protocol::Ip4(ip) => ip.is_loopback(),
@@ -46,6 +55,8 @@ fn without_peer(address: &Multiaddr) -> Multiaddr {
 
 #[cfg(test)]
 mod tests {
+    use paris_protocol::{hash::Hash, manifest::RunId};
+
     use super::*;
 
     #[test]
@@ -55,5 +66,14 @@ mod tests {
         let named = far.clone().with(Protocol::P2p(libp2p::PeerId::random()));
         assert_eq!(for_ticket(&[near.clone(), named]), [far.to_string()]);
         assert_eq!(for_ticket(std::slice::from_ref(&near)), [near.to_string()]);
+    }
+
+    #[test]
+    fn a_node_of_very_many_addresses_still_has_room_in_its_ticket() {
+        let listening: Vec<_> = (0..2000).map(|port| listen_on([192, 0, 2, 1].into(), port)[0].clone()).collect();
+        let blobs = (0..2000).map(|port| ([192, 0, 2, 1], port).into()).collect();
+        let ticket = Ticket::new(RunId(Hash::of(b"run")), [as_seed(NodeId([3; 32]), &listening, blobs)]);
+        assert_eq!(ticket.seeds()[0].blobs.len(), ADDRESSES_MAX);
+        assert_eq!(ticket.to_string().parse::<Ticket>().unwrap(), ticket);
     }
 }

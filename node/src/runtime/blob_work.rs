@@ -21,7 +21,7 @@ use paris_protocol::{
     manifest::{Manifest, RunId, Shard},
     part::Part,
     signed::Verified,
-    ticket::{Seed, Ticket},
+    ticket::Ticket,
 };
 
 use super::{AssembledPart, BASE_TAG, Compute, addresses, recipe, trainer::Job};
@@ -88,20 +88,19 @@ impl BlobWork {
     }
 
     pub(super) fn run(&self) -> RunId {
-        self.ticket.run
+        self.ticket.run()
     }
 
     /// Peers that the ticket names.
     pub(super) fn seeds(&self) -> impl Iterator<Item = NodeId> {
-        self.ticket.seeds.iter().map(|seed| seed.node)
+        self.ticket.seeds().iter().map(|seed| seed.node)
     }
 
     /// A ticket that names this node first, then the seeds it joined with.
     pub(super) fn ticket(&self, node: NodeId, listening: &[Multiaddr]) -> Ticket {
-        let this = Seed { node, gossip: addresses::for_ticket(listening), blobs: self.blobs.addresses() };
-        let others = self.ticket.seeds.iter().filter(|seed| seed.node != node).cloned();
-        let seeds = [this].into_iter().chain(others).take(3).collect();
-        Ticket { run: self.ticket.run, seeds }
+        let this = addresses::as_seed(node, listening, self.blobs.addresses());
+        let others = self.ticket.seeds().iter().filter(|seed| seed.node != node).cloned();
+        Ticket::new(self.ticket.run(), [this].into_iter().chain(others).take(3))
     }
 
     pub(super) fn manifest_hex(&self) -> String {

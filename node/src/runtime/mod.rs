@@ -282,7 +282,7 @@ impl Node {
         let secret = config.dir.secret()?;
         let database = Database::open(&config.dir)?;
         let run = database.current_run()?.ok_or_else(|| NodeError::NoRun(config.dir.root().to_owned()))?;
-        let ticket = database.ticket(run)?.unwrap_or(Ticket { run, seeds: Vec::new() });
+        let ticket = database.ticket(run)?.unwrap_or(Ticket::new(run, []));
 
         let blob_port = if config.port == 0 { 0 } else { config.port + 1 };
         let blobs_config = BlobsConfig {
@@ -309,13 +309,13 @@ impl Node {
         blobs: Blobs,
         give_up: impl Future<Output = ()>,
     ) -> Result<(NodeHandle, JoinHandle<Result<(), NodeError>>), NodeError> {
-        let run = ticket.run;
-        for seed in &ticket.seeds {
+        let run = ticket.run();
+        for seed in ticket.seeds() {
             blobs.learn(seed.node, seed.blobs.clone());
         }
         let manifest = tokio::select! {
             manifest = fetch_manifest(&database, &blobs, &ticket) => Arc::new(manifest?),
-            () = give_up => return Err(NodeError::NoManifest { run, seeds: ticket.seeds.len() }),
+            () = give_up => return Err(NodeError::NoManifest { run, seeds: ticket.seeds().len() }),
         };
         for part in manifest.parts() {
             let valid = recipe::part_config(&manifest, part).validate();
@@ -411,29 +411,30 @@ async fn read_text_encoder(manifest: &Manifest, config: &NodeConfig) -> Result<A
 
 /// The run's manifest from the store, or else from any seed; its bytes hash to the run's id, or it is not the manifest.
 async fn fetch_manifest(database: &Database, blobs: &Blobs, ticket: &Ticket) -> Result<Manifest, NodeError> {
-    if let Some(bytes) = database.manifest(ticket.run)? {
+    let run = ticket.run();
+    if let Some(bytes) = database.manifest(run)? {
         return Ok(Manifest::read(&bytes)?);
     }
     let mut waited = 0;
     loop {
         let request = FetchRequest {
-            hash: ticket.run.0.0,
+            hash: run.0.0,
             size: Size::AtMost(Manifest::LIMIT as u64),
-            providers: ticket.seeds.iter().map(|seed| seed.node).collect(),
+            providers: ticket.seeds().iter().map(|seed| seed.node).collect(),
             tag: MANIFEST_TAG.to_owned(),
         };
         match blobs.fetch(request).await {
             Ok(_) => break,
             Err(error) if waited % 6 == 0 => {
-                tracing::warn!("no seed of run {} answers ({error}); trying again until one does", ticket.run);
+                tracing::warn!("no seed of run {run} answers ({error}); trying again until one does");
             }
             Err(_) => {}
         }
         waited += 1;
         tokio::time::sleep(MANIFEST_WAIT).await;
     }
-    let bytes = blobs.bytes(ticket.run.0.0, Manifest::LIMIT as u64).await?;
+    let bytes = blobs.bytes(run.0.0, Manifest::LIMIT as u64).await?;
     let manifest = Manifest::read(&bytes)?;
-    database.put_manifest(ticket.run, &bytes)?;
+    database.put_manifest(run, &bytes)?;
     Ok(manifest)
 }

@@ -139,7 +139,7 @@ impl Database {
 
     /// Makes `ticket`'s run this node's current one.
     pub fn join(&self, ticket: &Ticket) -> Result<(), DatabaseError> {
-        let run = ticket.run.0.0;
+        let run = ticket.run().0.0;
         self.put(TICKETS, &run, &ticket.to_bytes()?)?;
         self.put(META, b"current-run", &run)
     }
@@ -381,7 +381,7 @@ mod tests {
         Database::init(&dir).unwrap();
         {
             let database = Database::open(&dir).unwrap();
-            database.join(&Ticket { run, seeds: vec![] }).unwrap();
+            database.join(&Ticket::new(run, [])).unwrap();
             database.log(run, &entry).unwrap();
             database.hold(run, id, false).unwrap();
             database.hold(run, id, true).unwrap();
@@ -392,7 +392,7 @@ mod tests {
         }
         let database = Database::open(&dir).unwrap();
         assert_eq!(database.current_run().unwrap(), Some(run));
-        assert_eq!(database.ticket(run).unwrap().unwrap().run, run);
+        assert_eq!(database.ticket(run).unwrap().unwrap().run(), run);
         let memory = database.memory(run).unwrap();
         assert_eq!(memory.log, vec![entry]);
         assert_eq!(memory.held, vec![(id, true)]);
@@ -442,7 +442,7 @@ mod tests {
         Database::init(&one).unwrap();
         Database::init(&other).unwrap();
         let run = RunId(Hash::of(b"run"));
-        Database::open(&one).unwrap().join(&Ticket { run, seeds: vec![] }).unwrap();
+        Database::open(&one).unwrap().join(&Ticket::new(run, [])).unwrap();
         // The database of another key, then none at all.
         std::fs::copy(one.database_path(), other.database_path()).unwrap();
         assert!(matches!(Database::open(&other), Err(DatabaseError::OtherKey(_))));

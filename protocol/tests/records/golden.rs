@@ -99,7 +99,7 @@ fn the_wire_form_of_every_kind_is_what_it_was() {
         ("claim", hex(&claim())),
         ("checkpoint", hex(&checkpoint())),
         ("digest", hex(&digest)),
-        ("ticket", Ticket { run: run(), seeds: vec![seed] }.to_string()),
+        ("ticket", Ticket::new(run(), [seed]).to_string()),
         ("beat", hashed(&beat)),
         ("gossiped vote", hashed(&Gossip::Vote(vote_signed))),
         ("gossiped checkpoint", hashed(&Gossip::Checkpoint(checkpoint_signed))),

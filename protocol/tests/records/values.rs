@@ -118,5 +118,5 @@ pub(crate) fn ticket() -> impl Strategy<Value = Ticket> {
         gossip,
         blobs,
     });
-    (hash(), vec(seed, 0..4)).prop_map(|(run, seeds)| Ticket { run: RunId(run), seeds })
+    (hash(), vec(seed, 0..4)).prop_map(|(run, seeds)| Ticket::new(RunId(run), seeds))
 }

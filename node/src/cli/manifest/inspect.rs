@@ -55,7 +55,7 @@ impl Inspect {
             println!("data   cluster {number}: {train} pictures to train on, {held_out} held out");
         }
         println!("ticket {ticket}");
-        if ticket.parse::<Ticket>().is_ok_and(|ticket| ticket.seeds.is_empty()) {
+        if ticket.parse::<Ticket>().is_ok_and(|ticket| ticket.seeds().is_empty()) {
             println!("       (it names no peer to dial: `paris-node run` prints one with which others can join)");
         }
         Ok(())
@@ -68,6 +68,6 @@ fn stored(dir: &DataDir) -> anyhow::Result<(Manifest, String)> {
     let database = Database::open(dir)?;
     let run = database.current_run()?.context("this node belongs to no run yet: paris-node join TICKET")?;
     let bytes = database.manifest(run)?.context("the manifest is not here yet: `paris-node run` fetches it")?;
-    let ticket = database.ticket(run)?.unwrap_or(Ticket { run, seeds: Vec::new() });
+    let ticket = database.ticket(run)?.unwrap_or(Ticket::new(run, []));
     Ok((Manifest::read(&bytes)?, ticket.to_string()))
 }

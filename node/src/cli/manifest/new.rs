@@ -171,7 +171,7 @@ impl New {
         stored?;
         let database = Database::open(dir)?;
         database.put_manifest(run, &bytes)?;
-        database.join(&Ticket { run, seeds: Vec::new() })?;
+        database.join(&Ticket::new(run, []))?;
         println!("run {} {:?}: {}", run.0, manifest.name, summary(&manifest));
         println!("next: paris-node run, which prints the ticket for everyone else");
         Ok(())
