@@ -10,6 +10,7 @@ mod export;
 mod history;
 mod import;
 mod init;
+mod interrupts;
 mod invite;
 mod join;
 mod manifest;

@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::{Args, builder::FalseyValueParser};
 use paris_model::device::DeviceChoice;
 
+use super::interrupts::Interrupts;
 use crate::{
     api,
     runtime::{Compute, Node, NodeConfig, NodeError, SNAPSHOT_EVERY},
@@ -83,7 +84,9 @@ impl Run {
             .thread_name(|number| format!("compute-{number}"))
             .build_global()
             .context("starting the threads that compute")?;
-        let mut node = match Node::start(config, interrupted()).await {
+        // One for the whole command: who asks to stop while the node still starts is heard as soon as it has.
+        let mut interrupts = Interrupts::listen().context("listening for Ctrl-C")?;
+        let mut node = match Node::start(config, interrupts.next()).await {
             Err(NodeError::NoManifest { .. }) => return Ok(()),
             node => node?,
         };
@@ -96,32 +99,16 @@ impl Run {
         }
         let stopped = tokio::select! {
             stopped = node.stopped() => stopped,
-            () = interrupted() => {
+            () = interrupts.next() => {
                 eprintln!("stopping: finishing steps, publishing, releasing; once more to stop at once");
                 handle.stop().await;
                 tokio::select! {
                     stopped = node.stopped() => stopped,
-                    () = interrupted() => Ok(()),
+                    () = interrupts.next() => Ok(()),
                 }
             }
         };
         api::close(&dir);
         Ok(stopped?)
     }
-}
-
-/// Ctrl-C, or what a service manager sends.
-async fn interrupted() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
-            return;
-        }
-    }
-    let _ = tokio::signal::ctrl_c().await;
 }
