@@ -8,7 +8,9 @@ use common::{Network, PATIENCE, all_owned, is_replicated, node, owners, owners_c
 use paris_node::{
     cli::Exit,
     status::{PartStatus, Status},
+    store::Database,
 };
+use paris_protocol::{claim::Claim, part::Part, signed::Verified};
 use paris_testnet::process::NodeProcess;
 
 /// The exit code for a key that is not to be used.
@@ -113,6 +115,22 @@ fn a_key_whose_claim_log_is_lost_signs_nothing() {
     std::fs::rename(folder.join("kept.redb"), folder.join("node.redb")).unwrap();
     network.nodes[0].run(&[]).unwrap();
     network.wait_until("it goes on with its log", all_owned);
+}
+
+#[test]
+fn a_key_whose_claim_log_is_behind_its_own_records_stops_and_says_why() {
+    let mut network = Network::new(1);
+    let node = &mut network.nodes[0];
+    let database = Database::open(node.dir()).unwrap();
+    let run = database.current_run().unwrap().unwrap();
+    let claim = Claim { part: Part::Router, term: 1, previous: None, evidence: Vec::new(), boot: 1, seq: 1 };
+    let claim = Verified::sign(&node.dir().keypair().unwrap(), run, claim);
+    database.remember_claim(run, claim.signed()).unwrap();
+    drop(database);
+    node.run(&[]).unwrap();
+    let ended = node.end().unwrap();
+    assert_eq!(ended.code(), IDENTITY, "{}", node.log());
+    assert!(node.log().contains("its claim log does not know"), "{}", node.log());
 }
 
 #[test]

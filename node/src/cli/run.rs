@@ -13,6 +13,7 @@ use super::interrupts::Interrupts;
 use crate::{
     api,
     runtime::{Compute, Node, NodeConfig, NodeError, SNAPSHOT_EVERY},
+    status::Status,
     store::DataDir,
 };
 
@@ -94,7 +95,8 @@ impl Run {
         api::serve(&dir, handle.clone()).await?;
         println!("node {} runs; `paris-node status` shows what it does, Ctrl-C stops it", dir.keypair()?.id());
         tokio::time::sleep(Duration::from_millis(300)).await;
-        if let Some(ticket) = handle.status().await?.ticket {
+        // A node that has stopped already says why below.
+        if let Ok(Status { ticket: Some(ticket), .. }) = handle.status().await {
             println!("to join from another machine: paris-node join {ticket}");
         }
         let stopped = tokio::select! {
