@@ -81,6 +81,7 @@ fn bad_input_is_met_with_what_happened_and_what_to_do() {
         assert!(got == Some(code) && words.iter().all(|word| said.contains(word)), "{arguments:?} -> {got:?}: {said}");
     };
     says(&["run", "--port", "0"], 2, &["paris-node init", "paris-node join"]);
+    says(&["run", "--port", "65535"], 2, &["--port", "0..65535"]);
     says(&["join", "hello"], 2, &["paris1"]);
     says(&["join", &ticket[..ticket.len() - 1]], 2, &["damaged", "copy it again"]);
     says(&["sample", "  "], 2, &["what to draw"]);

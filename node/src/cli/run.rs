@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::{Args, builder::FalseyValueParser};
+use clap::{Args, builder::FalseyValueParser, value_parser};
 use paris_model::device::DeviceChoice;
 
 use super::interrupts::Interrupts;
@@ -32,7 +32,7 @@ pub(super) struct Run {
 
     /// The port to listen on, UDP and TCP, with the UDP port above it for blobs; 0 lets the system choose. Peers behind a router need
     /// both forwarded if they are to be dialled.
-    #[arg(long, default_value_t = 4801, env = "PARIS_PORT")]
+    #[arg(long, default_value_t = 4801, env = "PARIS_PORT", value_parser = value_parser!(u16).range(..65_535))]
     port: u16,
 
     /// Parts to own at once, each trained on a thread of its own; 0 keeps and serves checkpoints only. All parts of the run if not given:

@@ -67,7 +67,7 @@ pub struct NodeConfig {
     pub dir: DataDir,
     /// The address to listen on.
     pub host: IpAddr,
-    /// The libp2p port, UDP and TCP; blobs take the UDP port above it. 0 lets the system choose both.
+    /// The libp2p port, UDP and TCP; blobs take the UDP port above it, so it is not the last. 0 lets the system choose both.
     pub port: u16,
     /// Parts to own at once; none for as many as the run has; 0 only watches.
     pub capacity: Option<u16>,
