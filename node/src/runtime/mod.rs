@@ -57,6 +57,8 @@ const CALLS_MAX: usize = 64;
 pub(crate) const MANIFEST_TAG: &str = "manifest";
 /// The name under which the blob store keeps the base checkpoint.
 pub(crate) const BASE_TAG: &str = "base";
+/// How long a node that starts waits for the data directory: a command may have it for a moment, another node has it for good.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a manifest is waited for before the attempt is reported.
 const MANIFEST_WAIT: Duration = Duration::from_secs(5);
 
@@ -278,7 +280,7 @@ impl Node {
             // A device that is not to be had is said now, not when a part is to be trained.
             config.compute.device.open_to_train()?;
         }
-        let lock = config.dir.lock()?;
+        let lock = config.dir.lock_within(LOCK_PATIENCE).await?;
         let secret = config.dir.secret()?;
         let database = Database::open(&config.dir)?;
         let run = database.current_run()?.ok_or_else(|| NodeError::NoRun(config.dir.root().to_owned()))?;

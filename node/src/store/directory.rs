@@ -4,10 +4,15 @@ use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use paris_model::whole_file::write_private;
 use paris_protocol::identity::Keypair;
+use tokio::time::Instant;
+
+/// Between two tries to take a directory that is in use.
+const LOCK_RETRY: Duration = Duration::from_millis(50);
 
 /// A data directory that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +135,17 @@ impl DataDir {
         }
     }
 
+    /// Takes the directory for this program, waiting for a command such as `status` that has it for a moment.
+    pub async fn lock_within(&self, patience: Duration) -> Result<DirLock, DirectoryError> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.lock() {
+                Err(DirectoryError::InUse(_)) if Instant::now() < until => tokio::time::sleep(LOCK_RETRY).await,
+                lock => return lock,
+            }
+        }
+    }
+
     /// The directory itself.
     pub fn root(&self) -> &Path {
         &self.root
@@ -218,5 +234,15 @@ mod tests {
         assert!(matches!(dir.lock(), Err(DirectoryError::InUse(_))));
         drop(first);
         dir.lock().unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_lock_has_it_when_the_first_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::new(folder.path());
+        let first = dir.lock().unwrap();
+        assert!(matches!(dir.lock_within(Duration::ZERO).await, Err(DirectoryError::InUse(_))));
+        let (second, ()) = tokio::join!(dir.lock_within(Duration::from_secs(600)), async { drop(first) });
+        second.unwrap();
     }
 }
