@@ -127,7 +127,8 @@ impl Dialer {
 
     /// Forgets the peer that failed most, not under way nor connected; false if none has failed.
     fn make_room(&mut self) -> bool {
-        let failing = self.targets.iter().enumerate().filter(|(_, target)| !target.seed && target.attempt.is_none());
+        let is_idle = |target: &Target| target.attempt.is_none() && target.connected_at.is_none();
+        let failing = self.targets.iter().enumerate().filter(|(_, target)| !target.seed && is_idle(target));
         let worst = failing.max_by_key(|(_, target)| target.failures).filter(|(_, target)| target.failures > 0);
         let found = worst.map(|(index, _)| index);
         found.is_some_and(|index| {
@@ -370,6 +371,30 @@ mod tests {
         }
         assert_eq!(dialer.targets.len(), KNOWN_PEERS_MAX);
         assert!(dialer.targets.iter().all(|target| target.addresses.len() == ADDRESSES_PER_PEER_MAX));
+    }
+
+    #[test]
+    fn a_newcomer_takes_the_place_of_who_failed_and_not_of_who_is_connected() {
+        let (mut dialer, now) = (Dialer::new(PeerId::random()), Instant::now());
+        let peers: Vec<_> = (0..KNOWN_PEERS_MAX).map(|_| PeerId::random()).collect();
+        peers.iter().for_each(|peer| dialer.learn(*peer, [address(2)], now));
+        for dial in dialer.due(now, |_| false) {
+            dialer.failed(dial.connection_id(), None, now);
+        }
+        let failed = |dialer: &Dialer| -> Vec<_> {
+            dialer.targets.iter().filter(|target| target.failures > 0).filter_map(|target| target.peer).collect()
+        };
+        // All but one of those that failed come by themselves.
+        let last = failed(&dialer).pop().unwrap();
+        for peer in failed(&dialer).into_iter().filter(|peer| *peer != last) {
+            dialer.connected(ConnectionId::new_unchecked(0), peer, now);
+        }
+        let connected = failed(&dialer).len() - 1;
+        for _ in 0..2 * CONNECTIONS_WANTED {
+            dialer.learn(PeerId::random(), [address(2)], now);
+        }
+        assert!(dialer.addresses(&last).is_empty(), "it made room");
+        assert_eq!(failed(&dialer).len(), connected, "and nobody who is connected");
     }
 
     #[test]
