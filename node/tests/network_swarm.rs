@@ -6,8 +6,11 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use libp2p::Multiaddr;
-use paris_node::network::{Network, NetworkConfig, NetworkError, NetworkEvent, REQUEST_BYTES_MAX, Verdict};
-use paris_protocol::identity::{Keypair, NodeId};
+use paris_node::network::{Network, NetworkConfig, NetworkError, NetworkEvent, REQUEST_BYTES_MAX};
+use paris_protocol::{
+    agent::Verdict,
+    identity::{Keypair, NodeId},
+};
 use tokio::sync::mpsc;
 
 /// Generous: only a broken network takes so long.

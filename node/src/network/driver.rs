@@ -16,8 +16,8 @@ use super::behaviour::{self, Behaviour, BehaviourEvent, run_name};
 use super::dialer::Dialer;
 use super::exchange;
 use super::identity::node_id;
-use super::{GossipToken, NetworkConfig, NetworkError, NetworkEvent, ResponseToken, Verdict};
-use paris_protocol::identity::NodeId;
+use super::{GossipToken, NetworkConfig, NetworkError, NetworkEvent, ResponseToken};
+use paris_protocol::{agent::Verdict, identity::NodeId};
 
 /// How often the book of targets is looked at.
 const DIAL_TICK: Duration = Duration::from_millis(500);

@@ -20,7 +20,7 @@ mod identity;
 use libp2p::gossipsub::MessageId;
 use libp2p::request_response::ResponseChannel;
 use libp2p::{Multiaddr, PeerId};
-use paris_protocol::identity::NodeId;
+use paris_protocol::{agent::Verdict, identity::NodeId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::codec::{REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX};
@@ -89,17 +89,6 @@ pub struct GossipToken {
 /// Names one request that waits for its answer.
 #[derive(Debug)]
 pub struct ResponseToken(ResponseChannel<Vec<u8>>);
-
-/// What becomes of a gossip message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Valid: forward it.
-    Accept,
-    /// Useless to us or unknown to us: drop it, blame nobody.
-    Ignore,
-    /// Invalid in everyone's eyes: drop it and punish whoever forwarded it.
-    Reject,
-}
 
 /// What can go wrong with the network.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Instant};
 
 use libp2p::Multiaddr;
 use paris_protocol::{
-    agent::{Action, Agent, FetchFailure, Made, Verdict},
+    agent::{Action, Agent, FetchFailure, Made},
     checkpoint::{Checkpoint, CheckpointId},
     identity::NodeId,
     lease::Time,
@@ -214,11 +214,7 @@ impl Driver {
         let now = self.now();
         match event {
             NetworkEvent::Gossip { token, author, data } => {
-                let verdict = match self.agent.receive(now, author, &data) {
-                    Verdict::Accept => crate::network::Verdict::Accept,
-                    Verdict::Ignore => crate::network::Verdict::Ignore,
-                    Verdict::Reject => crate::network::Verdict::Reject,
-                };
+                let verdict = self.agent.receive(now, author, &data);
                 self.network.report(token, verdict);
             }
             NetworkEvent::Request { token, data, .. } => {

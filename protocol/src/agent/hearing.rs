@@ -29,7 +29,7 @@ pub enum Verdict {
     Accept,
     /// Do not pass it on; nobody is to blame.
     Ignore,
-    /// No honest peer sends this.
+    /// No honest peer sends this: do not pass it on, and blame whoever did.
     Reject,
 }
 
