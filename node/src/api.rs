@@ -85,7 +85,7 @@ pub async fn serve(dir: &DataDir, handle: NodeHandle) -> Result<(), ApiError> {
         .route("/status", get(status))
         .route("/manifest", get(manifest))
         .route("/assembly", post(assembly))
-        .route("/v1/history/{part}", get(history))
+        .route("/history/{part}", get(history))
         .route("/invitations", post(invite))
         .route("/mixtures", get(mixtures).post(keep_mixture))
         .route("/mixtures/{hash}", post(mixture).delete(drop_mixture))
@@ -247,7 +247,7 @@ impl Client {
 
     /// How the training of a part went on the node's machine.
     pub async fn history(&self, part: &str) -> Result<PartHistory, ApiError> {
-        self.call(Method::GET, &format!("/v1/history/{part}"), String::new()).await
+        self.call(Method::GET, &format!("/history/{part}"), String::new()).await
     }
 
     /// The mixture as far as the node has it; see [`NodeHandle::assembly`].
