@@ -46,7 +46,7 @@ struct Cli {
     #[arg(long, global = true, env = "PARIS_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
-    /// Where pretrained encoders lie, a folder each: clip, minilm, vae, mobilenet, dino. The folder encoders of the data directory if not given.
+    /// Where pretrained encoders lie, a folder each: clip, minilm, vae, mobilenet, dino, inception. The folder encoders of the data directory if not given.
     #[arg(long, global = true, env = "PARIS_ENCODERS", value_name = "DIR")]
     encoders: Option<PathBuf>,
 
