@@ -132,7 +132,8 @@ impl Driver {
                     Err(error) if error.is_cancelled() => {}
                     Err(panic) => tracing::error!("a background task panicked: {panic}"),
                 },
-                call = self.calls.recv() => self.on_call(call),
+                // Nobody can call any more once every handle is gone: that is to be heard once.
+                call = self.calls.recv(), if self.stopping.is_none() || !self.calls.is_closed() => self.on_call(call),
                 () = tokio::time::sleep_until(next_tick.into()) => {}
             }
             self.settle().await?;
