@@ -1,7 +1,7 @@
 //! Doubt: when this node thinks that a claim is over. A local view, by this node's clock; the register is not touched by it.
 
 use super::{Agent, Peer, millis};
-use crate::{checkpoint::Checkpoint, claim::ClaimId, identity::NodeId, lease::Time, part::Part};
+use crate::{checkpoint::Checkpoint, claim::ClaimId, identity::NodeId, lease::Time, part::Part, signed::Verified};
 
 /// Checkpoint intervals without a new checkpoint after which an owner is thought to make no progress.
 const IDLE_CHECKPOINTS: u32 = 10;
@@ -80,8 +80,7 @@ impl Agent {
         let Some(Advance { claim, step, mut look, since, .. }) = self.advances.get(part).copied() else { return };
         if now >= look {
             let reached = self.vouched_step(part, claim);
-            let steps = self.manifest.training(part).steps;
-            let finished = steps > 0 && self.best(part).is_some_and(|best| best.step >= steps);
+            let finished = self.is_finished(part);
             let Some(advance) = self.advances.get_mut(part) else { return };
             if reached > step || finished {
                 (advance.step, advance.since) = (reached.max(step), now);
@@ -95,20 +94,38 @@ impl Agent {
         self.watch_at(look);
     }
 
-    /// The greatest step published under the claim whose blobs a node other than the owner holds; where the run keeps no replicas, the greatest
-    /// published. A copy of what another published is no progress.
+    /// The greatest step published under the claim that is vouched for. A copy of what another published is no progress.
     fn vouched_step(&self, part: Part, claim: ClaimId) -> u64 {
-        let alone = self.manifest.ownership.replicas == 0 || self.others().next().is_none();
-        let all: Vec<_> = self.register.named_checkpoints(part).collect();
         let is_copy = |it: &Checkpoint| {
-            let earlier = |other: &Checkpoint| (other.term, other.step) < (it.term, it.step);
-            all.iter().any(|(_, other)| other.weights.hash == it.weights.hash && earlier(other))
+            let is_earlier = |other: &Checkpoint| (other.term, other.step) < (it.term, it.step);
+            self.of_equal_weights(it).any(|other| is_earlier(other))
         };
-        let vouched = all.iter().filter(|(id, it)| {
+        let vouched = self.vouched(part).filter(|it| it.claim == claim && !is_copy(it));
+        vouched.map(|it| it.step).max().unwrap_or(0)
+    }
+
+    /// True if the part's last step is vouched for, whoever took it: there is no further progress to be made. A copy has come no further than what it
+    /// is a copy of.
+    fn is_finished(&self, part: Part) -> bool {
+        let steps = self.manifest.training(part).steps;
+        steps > 0 && self.vouched(part).any(|it| self.of_equal_weights(it).all(|other| other.step >= steps))
+    }
+
+    /// The part's checkpoints whose blobs a node other than their author holds; where the run keeps no replicas, or there is no other node, all.
+    fn vouched(&self, part: Part) -> impl Iterator<Item = &Verified<Checkpoint>> {
+        let alone = self.manifest.ownership.replicas == 0 || self.others().next().is_none();
+        let vouched = self.register.named_checkpoints(part).filter(move |(id, it)| {
             let held = |(node, peer): (&NodeId, &Peer)| *node != it.author() && peer.presence.holds.contains(id);
-            it.claim == claim && (alone || self.holds(*id) || self.peers.all().iter().any(held)) && !is_copy(it)
+            alone || self.holds(*id) || self.peers.all().iter().any(held)
         });
-        vouched.map(|(_, it)| it.step).max().unwrap_or(0)
+        vouched.map(|(_, it)| it)
+    }
+
+    /// The checkpoint, and every other of its part with the same weights.
+    fn of_equal_weights(&self, it: &Checkpoint) -> impl Iterator<Item = &Verified<Checkpoint>> {
+        let (part, weights) = (it.part, it.weights.hash);
+        let all = self.register.named_checkpoints(part).map(|(_, other)| other);
+        all.filter(move |other| other.weights.hash == weights)
     }
 
     /// What the part's current owner published turned out to be of no use.

@@ -137,12 +137,38 @@ fn a_squatter_that_makes_no_progress_loses_its_part() {
 
 #[test]
 fn fake_progress_that_nobody_can_fetch_is_no_progress() {
-    let mut world = World::new(45, manifest(2, 1));
-    world.add(owner(3));
-    world.add(owner(3));
-    squat(&mut world, 260, |round| (round % 5 == 0).then(|| (round + 1, Hash::of(&round.to_le_bytes()))));
-    assert_eq!(world.owners(PART).len(), 1);
-    assert!(term(&world, 0, PART) >= 2);
+    // Where training ends, the last step is as easily said as any other.
+    for (steps, step) in [(0, 1), (1000, u64::MAX / 2)] {
+        let mut manifest = manifest(2, 1);
+        manifest.expert_training.steps = steps;
+        let mut world = World::new(45, manifest);
+        world.add(owner(3));
+        world.add(owner(3));
+        squat(&mut world, 260, |round| (round % 5 == 0).then(|| (round + step, Hash::of(&round.to_le_bytes()))));
+        assert_eq!(world.owners(PART).len(), 1);
+        assert!(term(&world, 0, PART) >= 2);
+    }
+}
+
+#[test]
+fn a_part_that_is_finished_stays_with_its_owner_and_with_every_other_after_it() {
+    let mut manifest = manifest(1, 1);
+    manifest.expert_training.steps = 300;
+    let mut world = World::of(57, manifest, 3, 1);
+    world.run_secs(65);
+    // Each publishes the same weights again, until nobody holds those that the first published.
+    for change in 1..=3 {
+        let owner = world.owner(PART);
+        assert_eq!(world.best_step(owner, PART), 300);
+        assert_eq!(term(&world, owner, PART), change);
+        // The deadline is twenty ttls of eight seconds.
+        world.run_secs(600);
+        assert_eq!((world.owner(PART), term(&world, owner, PART)), (owner, change), "nothing is left to do");
+        world.kill(owner);
+        world.run_secs(60);
+        world.start(owner);
+        world.run_secs(60);
+    }
 }
 
 #[test]

@@ -397,9 +397,12 @@ impl World {
             }
             Action::Train { part, from } => self.train(node, part, from),
             Action::Stop(part) => {
-                let trainer = self.nodes[node].trainers.remove(&part).expect("only what is in training is stopped");
-                let step = self.step_of(&trainer);
-                self.queue(LAST_CHECKPOINT, node, Event::LastCheckpoint { part, step });
+                let trainer = self.nodes[node].trainers.remove(&part);
+                assert!(trainer.is_some() || self.steps_of(part) < u64::MAX, "only what is in training is stopped");
+                if let Some(trainer) = trainer {
+                    let step = self.step_of(part, &trainer);
+                    self.queue(LAST_CHECKPOINT, node, Event::LastCheckpoint { part, step });
+                }
             }
             Action::Halt(why) => {
                 self.nodes[node].halted = Some(why);
@@ -440,12 +443,20 @@ impl World {
         self.queue(every, node, Event::Checkpoint { part, generation });
     }
 
-    fn step_of(&self, trainer: &Trainer) -> u64 {
-        trainer.from_step + (self.now - trainer.began).as_millis() as u64 * STEPS_A_SECOND / 1000
+    fn step_of(&self, part: Part, trainer: &Trainer) -> u64 {
+        let steps = (self.now - trainer.began).as_millis() as u64 * STEPS_A_SECOND / 1000;
+        (trainer.from_step + steps).min(self.steps_of(part))
+    }
+
+    /// The last step of a part's training.
+    fn steps_of(&self, part: Part) -> u64 {
+        Some(self.manifest.training(part).steps).filter(|steps| *steps > 0).unwrap_or(u64::MAX)
     }
 
     fn checkpoint(&mut self, node: usize, part: Part, step: u64) {
-        let blob = |kind: u8| Blob { hash: Hash::of(&[node as u8, kind, step as u8]), bytes: 1 };
+        // Whoever goes on from the last step publishes what it began with.
+        let made_by = if step < self.steps_of(part) { node as u8 } else { u8::MAX };
+        let blob = |kind: u8| Blob { hash: Hash::of(&[made_by, kind, step as u8]), bytes: 1 };
         let made = Made { step, held_out_loss: 1.0, weights: blob(0), state: blob(1) };
         let id = self.input(node, |agent, now| agent.checkpointed(now, part, made));
         if let Some(id) = id {
@@ -492,9 +503,12 @@ impl World {
             Event::Checkpoint { part, generation } => {
                 let Some(trainer) = self.nodes[node].trainers.get(&part) else { return };
                 if trainer.generation == generation {
-                    let step = self.step_of(trainer);
+                    let step = self.step_of(part, trainer);
                     let every = Duration::from_millis(self.manifest.ownership.checkpoint_ms.into());
                     self.queue(every, node, Event::Checkpoint { part, generation });
+                    if step == self.steps_of(part) {
+                        self.nodes[node].trainers.remove(&part);
+                    }
                     self.checkpoint(node, part, step);
                 }
             }
