@@ -218,8 +218,8 @@ impl Driver {
                 let verdict = self.agent.receive(now, author, &data);
                 self.network.report(token, verdict);
             }
-            NetworkEvent::Request { token, data, .. } => {
-                if let Some(answer) = self.agent.answer(&data) {
+            NetworkEvent::Request { token, from, data } => {
+                if let Some(answer) = self.agent.answer(now, from, &data) {
                     self.network.respond(token, answer);
                 }
             }
@@ -260,10 +260,12 @@ impl Driver {
         match done {
             Done::Pulled { peer, answer: Some(answer) } => {
                 if !self.agent.pulled(now, peer, &answer) {
-                    tracing::warn!("{peer} answered with records that no honest peer has");
+                    tracing::warn!(
+                        "{peer} answered with records that no honest peer has: it is not asked again for a while"
+                    );
                 }
             }
-            Done::Pulled { .. } => {}
+            Done::Pulled { peer, answer: None } => self.agent.pull_failed(peer),
             Done::Fetched { id, state, outcome: Ok(()) } => {
                 self.database.hold(self.agent.run(), id, state)?;
                 self.agent.fetched(now, id, state);

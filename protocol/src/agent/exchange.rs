@@ -20,8 +20,11 @@ impl Agent {
         }
     }
 
-    /// Answers a peer's register exchange. None for a request that no honest peer sends.
-    pub fn answer(&self, request: &[u8]) -> Option<Vec<u8>> {
+    /// Answers a peer's register exchange. None for a request that no honest peer sends, and for more of them than one peer needs.
+    pub fn answer(&mut self, now: Time, from: NodeId, request: &[u8]) -> Option<Vec<u8>> {
+        if !self.requests.allow(now, from, 0) {
+            return None;
+        }
         if !self.manifest.is_by_invitation() {
             return self.register.differing(&Digest::from_bytes(request).ok()?).to_bytes().ok();
         }
@@ -35,14 +38,16 @@ impl Agent {
             false => Records::from_bytes(answer).map(|records| InvitedRecords { invitations: Vec::new(), records }),
             true => InvitedRecords::from_bytes(answer),
         };
-        match read {
+        let honest = match read {
             Ok(InvitedRecords { invitations, records }) => {
                 // Invitations first: who they admit may be the author of the rest.
                 let honest = self.take_in_invitations(invitations);
                 self.take_in(now, Some(from), records) && honest
             }
             Err(_) => false,
-        }
+        };
+        self.note_answer(now, from, honest);
+        honest
     }
 
     /// Merges records from a peer, or from the local store.

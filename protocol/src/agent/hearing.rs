@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Action, Agent, Halt, millis};
+use super::{Action, Agent, Halt};
 use crate::{
     checkpoint::Checkpoint,
     claim::Claim,
@@ -14,13 +14,8 @@ use crate::{
     signed::Verified,
 };
 
-/// Between two register exchanges without cause, in heartbeats; less where a ttl is short, so that pulls alone keep leases fresh.
-const PULL_HEARTBEATS: u32 = 5;
-
 /// Peers that may all speak at every heartbeat.
 const CROWD: usize = 64;
-/// Peers asked at once after a time without hearing.
-const PULLS_AFTER_A_GAP: usize = 3;
 
 /// What to do with a gossip message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +130,7 @@ impl Agent {
     /// The last connection to a peer is gone.
     pub fn disconnected(&mut self, peer: NodeId) {
         self.connected.remove(&peer);
+        self.pull_failed(peer);
         self.look_soon();
     }
 
@@ -181,33 +177,6 @@ impl Agent {
                 Verdict::Ignore
             }
             Merged::Invalid(_) => Verdict::Reject,
-        }
-    }
-
-    /// Asks one peer after the other for what gossip may have lost.
-    pub(super) fn pull(&mut self, now: Time) {
-        if now >= self.next_pull {
-            let next = self.connected.iter().find(|node| Some(**node) > self.last_pulled).or(self.connected.first());
-            if let Some(peer) = next.copied() {
-                self.last_pulled = Some(peer);
-                self.pull_from(peer);
-            }
-            let heartbeats = millis(self.manifest.ownership.heartbeat_ms) * PULL_HEARTBEATS;
-            self.next_pull = now + heartbeats.min(self.ttl() / 3);
-        }
-        self.watch_at(self.next_pull);
-    }
-
-    /// Asks several peers for what was missed.
-    pub(super) fn pull_from_several(&mut self) {
-        let peers: Vec<_> = self.connected.iter().take(PULLS_AFTER_A_GAP).copied().collect();
-        peers.into_iter().for_each(|peer| self.pull_from(peer));
-    }
-
-    fn pull_from(&mut self, peer: NodeId) {
-        let asked = |action: &Action| matches!(action, Action::Pull(other) if *other == peer);
-        if self.connected.contains(&peer) && !self.actions.iter().any(asked) {
-            self.act(Action::Pull(peer));
         }
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! Rooms: `ownership` begins and ends owning; `claiming` waits for its turn and claims; `voting` files and gives votes; `doubting` says when a claim is
 //! over; `shadow` trains below a quorum; `beating` signs heartbeats; `holding` fetches, mirrors and forgets checkpoints; `hearing` takes in
-//! what peers say, `quota` how much of it; `exchange` asks for and answers with what gossip lost; `inviting` lets others in; `peers` keeps who they are, `orders` who of them goes first; `sharing` lets many agents of one process hear as one.
+//! what peers say, `quota` how much of it; `pulling` decides whom to ask for what gossip lost, `exchange` asks and answers; `inviting` lets others in; `peers` keeps who they are, `orders` who of them goes first; `sharing` lets many agents of one process hear as one.
 
 mod beating;
 mod claiming;
@@ -18,6 +18,7 @@ mod inviting;
 mod orders;
 mod ownership;
 mod peers;
+mod pulling;
 mod quota;
 mod shadow;
 mod sharing;
@@ -38,6 +39,7 @@ use self::{
     orders::Orders,
     ownership::Owned,
     peers::Peers,
+    pulling::Pull,
     quota::Quotas,
     voting::{Filed, Word},
 };
@@ -106,7 +108,7 @@ pub enum Action {
     RememberInvitation(Signed<Invitation>),
     /// Gossip these bytes.
     Publish(Vec<u8>),
-    /// Ask a peer for what this register lacks, with [`Agent::request`]; hand the answer to [`Agent::pulled`].
+    /// Ask a peer for what this register lacks, with [`Agent::request`]; hand the answer to [`Agent::pulled`], or call [`Agent::pull_failed`].
     Pull(NodeId),
     /// A peer's blobs can be fetched there.
     Learn {
@@ -176,7 +178,12 @@ pub struct Agent {
     /// Before this moment no part becomes free by silence alone.
     quiet_until: Time,
     connected: BTreeSet<NodeId>,
+    /// What each key may still say by gossip.
     quotas: Quotas,
+    /// What each peer may still ask.
+    requests: Quotas,
+    /// Peers to ask, or not to ask for now.
+    pulls: BTreeMap<NodeId, Pull>,
     /// Greatest `seq` that may be signed, for every claim ever made.
     log: BTreeMap<ClaimId, u64>,
     /// The same as it stood at the start: whatever this key signed beyond it came from another machine, or from this process.
@@ -226,7 +233,7 @@ impl Agent {
     ) -> Result<Self, ManifestError> {
         let run = manifest.id()?;
         let times = manifest.ownership;
-        let quotas = Quotas::of(&manifest);
+        let (quotas, requests) = (Quotas::of_gossip(&manifest), Quotas::of_requests(&manifest));
         let log: BTreeMap<_, _> = memory.log.into_iter().map(|entry| (entry.claim, entry.seq_reserved)).collect();
         let mut agent = Self {
             register: Register::new(run, manifest.clone()),
@@ -244,6 +251,8 @@ impl Agent {
             quiet_until: Time::ZERO,
             connected: BTreeSet::new(),
             quotas,
+            requests,
+            pulls: BTreeMap::new(),
             log_at_start: log.clone(),
             log,
             owned: BTreeMap::new(),

@@ -1,4 +1,5 @@
-//! How much one key may say. Gossip over it is passed over unread and goes no further, and nobody is blamed: it may have been forwarded in good faith.
+//! How much one key may say, and ask. Gossip over it is passed over unread and goes no further, and nobody is blamed: it may have been forwarded in good
+//! faith. Requests over it go unanswered: a short one may ask for the whole register.
 //!
 //! Records are bounded by the register and votes by their filing; this bounds what reading them costs, and what a flood costs the others.
 
@@ -14,6 +15,8 @@ const BYTES_A_UNIT: usize = 4096;
 const UNITS_A_HEARTBEAT: f64 = 8.0;
 /// What it may say more for every part of the run: heartbeats of claims, votes.
 const UNITS_A_PART: f64 = 2.0;
+/// Requests of one peer that are answered in a heartbeat: an honest one makes one.
+const REQUESTS_A_HEARTBEAT: f64 = 2.0;
 /// Heartbeats whose allowance may be saved up: many peers may connect at once, and each is greeted.
 const HEARTBEATS_SAVED: f64 = 16.0;
 
@@ -34,14 +37,22 @@ struct Account {
 }
 
 impl Quotas {
-    /// What a run's times and parts allow.
-    pub(super) fn of(manifest: &Manifest) -> Self {
-        let times = manifest.ownership;
+    /// What a run's times and parts allow to be said.
+    pub(super) fn of_gossip(manifest: &Manifest) -> Self {
         let parts = manifest.clusters.len() as f64 + 1.0;
-        let heartbeat = f64::from(times.heartbeat_ms) / 1000.0;
-        let checkpoints = parts * 1000.0 / f64::from(times.checkpoint_ms);
-        let rate = (UNITS_A_HEARTBEAT + UNITS_A_PART * parts) / heartbeat + checkpoints;
-        Self { rate, most: rate * heartbeat * HEARTBEATS_SAVED, accounts: BTreeMap::new() }
+        let checkpoints = f64::from(manifest.ownership.heartbeat_ms) / f64::from(manifest.ownership.checkpoint_ms);
+        Self::new(manifest, UNITS_A_HEARTBEAT + (UNITS_A_PART + checkpoints) * parts)
+    }
+
+    /// What they allow to be asked; a request costs one, however long.
+    pub(super) fn of_requests(manifest: &Manifest) -> Self {
+        Self::new(manifest, REQUESTS_A_HEARTBEAT)
+    }
+
+    fn new(manifest: &Manifest, units_a_heartbeat: f64) -> Self {
+        let heartbeat = f64::from(manifest.ownership.heartbeat_ms) / 1000.0;
+        let (rate, most) = (units_a_heartbeat / heartbeat, units_a_heartbeat * HEARTBEATS_SAVED);
+        Self { rate, most, accounts: BTreeMap::new() }
     }
 
     /// Takes a message of so many bytes from the key's account. False if there is not enough on it.

@@ -74,7 +74,7 @@ fn what_a_node_of_version_1_says_is_understood_and_answered() {
     assert_eq!(agent.receive(NOW, author(), &bytes(CHECKPOINT)), Verdict::Accept);
     assert_eq!(agent.best(Part::Expert(0)).unwrap().step, 1000);
     // Its request is answered in the form that it reads: the very answer that a node of its version gave.
-    assert_eq!(agent.answer(&bytes(REQUEST)).unwrap(), bytes(ANSWER));
+    assert_eq!(agent.answer(NOW, author(), &bytes(REQUEST)).unwrap(), bytes(ANSWER));
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn what_a_later_version_adds_is_passed_over_and_nobody_is_blamed() {
             );
         }
     }
-    assert_eq!(agent.answer(&[0xfa; 40]), None, "an unknown request goes unanswered");
+    assert_eq!(agent.answer(NOW, author(), &[0xfa; 40]), None, "an unknown request goes unanswered");
     // A known kind that does not read is nobody's later version.
     let now = Duration::from_secs(10_000);
     assert_eq!(agent.receive(now, author(), &known[..known.len() - 1]), Verdict::Reject);

@@ -199,6 +199,57 @@ fn one_key_that_floods_is_passed_over_and_the_others_are_heard() {
 }
 
 #[test]
+fn one_peer_that_asks_without_end_is_answered_so_often_and_another_as_before() {
+    let mut world = World::of(30, manifest(2, 2), 3, 3);
+    world.run_secs(60);
+    let (request, honest) = (world.agent(1).request().unwrap(), world.agent(1).id());
+    let mut answered = |from: NodeId, requests: usize| {
+        let answers = (0..requests).map(|_| world.input(0, |agent, now| agent.answer(now, from, &request)));
+        answers.flatten().count()
+    };
+    assert!((1..50).contains(&answered(liar().id(), 1000)));
+    assert_eq!(answered(honest, 1), 1);
+}
+
+#[test]
+fn a_peer_is_asked_once_at_a_time_and_not_for_a_while_after_a_lie() {
+    let mut world = World::of(31, manifest(2, 2), 3, 3);
+    world.run_secs(60);
+    let liar = liar();
+    let asks = |world: &mut World, seconds: u64| {
+        let pulled = world.pulled.len();
+        world.run_secs(seconds);
+        world.pulled[pulled..].iter().filter(|asked| **asked == (0, liar.id())).count()
+    };
+    // Claims on claims that nobody knows: each seems to say that this node lacks something.
+    let riddle = |world: &mut World| {
+        for number in 0..20_u8 {
+            let unknown = Previous { claim: ClaimId(Hash::of(&[number])), owner: key(201).id() };
+            let release = vote_for(world, &key(201), Some(unknown.claim), liar.id());
+            let claim = beat(&claim_of(world, &liar, 2, Some(unknown), vec![release])).to_bytes().unwrap();
+            world.input(0, |agent, now| agent.receive(now, liar.id(), &claim));
+        }
+    };
+    let pulled = world.pulled.len();
+    world.input(0, |agent, now| agent.connected(now, liar.id()));
+    riddle(&mut world);
+    assert_eq!(world.pulled[pulled..], [(0, liar.id())]);
+    assert_eq!(asks(&mut world, 20), 0, "it has not answered");
+    let pulled = world.pulled.len();
+    world.input(0, |agent, _| agent.pull_failed(liar.id()));
+    assert_eq!(world.pulled[pulled..], [(0, liar.id())], "a heartbeat has passed");
+    riddle(&mut world);
+    assert!(!world.input(0, |agent, now| agent.pulled(now, liar.id(), b"no records")));
+    for _ in 0..10 {
+        riddle(&mut world);
+        world.input(0, |agent, _| agent.disconnected(liar.id()));
+        world.input(0, |agent, now| agent.connected(now, liar.id()));
+        assert_eq!(asks(&mut world, 25), 0, "it lied");
+    }
+    assert!(asks(&mut world, 60) > 0);
+}
+
+#[test]
 fn the_same_key_on_a_second_machine_halts_it() {
     let mut world = World::of(27, manifest(2, 1), 2, 3);
     world.run_secs(60);

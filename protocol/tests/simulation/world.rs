@@ -102,6 +102,8 @@ pub(crate) struct World {
     steps: BTreeMap<CheckpointId, u64>,
     pub(crate) begun: Vec<Begun>,
     pub(crate) asked: Vec<Asked>,
+    /// Who asked whom for records.
+    pub(crate) pulled: Vec<(usize, NodeId)>,
 }
 
 impl Drop for World {
@@ -134,6 +136,7 @@ impl World {
             steps: BTreeMap::new(),
             begun: Vec::new(),
             asked: Vec::new(),
+            pulled: Vec::new(),
         }
     }
 
@@ -379,6 +382,7 @@ impl World {
             Action::RememberCheckpoint(checkpoint) => self.nodes[node].disk.checkpoints.push(checkpoint),
             Action::Publish(bytes) => self.publish(node, id, bytes),
             Action::Pull(peer) => {
+                self.pulled.push((node, peer));
                 let request = self.agent(node).request().expect("a register's digest fits");
                 let Some(peer) = self.find(peer).filter(|peer| self.reaches(node, *peer)) else { return };
                 let delay = self.delay();
@@ -475,7 +479,9 @@ impl World {
                 self.input(node, |agent, now| agent.receive(now, from, &bytes));
             }
             Event::Request { from, request } => {
-                let answer = self.agent(node).answer(&request).expect("honest requests are answered");
+                let asker = key(self.nodes[from].key).id();
+                let answer = self.input(node, |agent, now| agent.answer(now, asker, &request));
+                let answer = answer.expect("honest requests are answered");
                 let (id, delay) = (self.agent(node).id(), self.delay());
                 if self.reaches(node, from) {
                     self.queue(delay, from, Event::Answer { from: id, answer });

@@ -58,7 +58,7 @@ pub(crate) fn hear(bytes: &[u8]) {
     AGENT.with_borrow_mut(|agent| {
         let before = agent.register().digest();
         agent.receive(now, stranger, bytes);
-        if let Some(answer) = agent.answer(bytes) {
+        if let Some(answer) = agent.answer(now, stranger, bytes) {
             assert!(answer.len() <= Records::LIMIT);
         }
         agent.pulled(now, stranger, bytes);

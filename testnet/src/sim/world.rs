@@ -265,8 +265,11 @@ impl World {
     }
 
     fn answer(&mut self, to: Place, from: Place, request: &[u8]) -> anyhow::Result<()> {
-        let Some(agent) = &self.nodes[to as usize].agent else { return Ok(()) };
-        let Some(answer) = agent.answer(request) else { anyhow::bail!("node {to} does not answer node {from}") };
+        let (now, asker) = (self.now, self.nodes[from as usize].id);
+        let Some(agent) = &mut self.nodes[to as usize].agent else { return Ok(()) };
+        let Some(answer) = agent.answer(now, asker, request) else {
+            anyhow::bail!("node {to} does not answer node {from}")
+        };
         if self.reaches(to, from) {
             let (id, delay) = (self.nodes[to as usize].id, self.delay());
             self.queue.plan(self.now + delay, Event::Answer { to: from, from: id, answer });
