@@ -55,6 +55,8 @@ pub(super) struct Driver {
     trainer_events: mpsc::Receiver<TrainerEvent>,
     to_driver: mpsc::Sender<TrainerEvent>,
     training: HashMap<Part, Training>,
+    /// The part of each checkpoint on its way into the store.
+    storing: Vec<Part>,
     tasks: JoinSet<Done>,
     /// The earliest held-out loss known of each part.
     first_losses: HashMap<Part, HeldOutLoss>,
@@ -95,6 +97,7 @@ impl Driver {
             trainer_events,
             to_driver,
             training: HashMap::new(),
+            storing: Vec::new(),
             tasks: JoinSet::new(),
             first_losses,
             next_look: Time::ZERO,
@@ -196,6 +199,7 @@ impl Driver {
             }
             Action::Stop(part) => {
                 self.end_training(part, None);
+                self.note_gone(part);
             }
             Action::Halt(halt) => return Err(halt.into()),
         }
@@ -238,6 +242,7 @@ impl Driver {
             }
             TrainerEvent::Recorded(part, line) => self.keeping.note(part, line),
             TrainerEvent::Checkpoint { part, step, held_out_loss, published } => {
+                self.storing.push(part);
                 let work = self.work.clone();
                 self.tasks.spawn(async move {
                     let stored = work.store_checkpoint(part, step, published).await;
@@ -271,14 +276,17 @@ impl Driver {
                 self.agent.fetched(now, id, state);
             }
             Done::Fetched { id, outcome: Err(failure), .. } => self.agent.fetch_failed(now, id, failure),
-            Done::Stored { part, made: Some(made) } => {
-                if let Some(id) = self.agent.checkpointed(now, part, made) {
+            Done::Stored { part, made } => {
+                if let Some(made) = made
+                    && let Some(id) = self.agent.checkpointed(now, part, made)
+                {
                     self.work.adopt(id, part, &made);
                     self.database.hold(self.agent.run(), id, true)?;
                     tracing::info!("{part}: checkpoint at step {}, held-out loss {:.4}", made.step, made.held_out_loss);
                 }
+                self.storing.iter().position(|it| *it == part).map(|index| self.storing.swap_remove(index));
+                self.note_gone(part);
             }
-            Done::Stored { .. } => {}
             Done::Prepared { part, job } => self.start_training(part, job),
         }
         Ok(())

@@ -139,7 +139,9 @@ impl Agent {
                 self.consider_handover(now, part);
             }
             _ => {
-                self.former.remove(&part);
+                if let Some((_, _, parent)) = self.former.get_mut(&part) {
+                    *parent = Some(id);
+                }
             }
         }
         self.next_beat = now;

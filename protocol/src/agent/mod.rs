@@ -189,7 +189,7 @@ pub struct Agent {
     /// The same as it stood at the start: whatever this key signed beyond it came from another machine, or from this process.
     log_at_start: BTreeMap<ClaimId, u64>,
     owned: BTreeMap<Part, Owned>,
-    /// The claim under which each part given up was last trained: its last checkpoint is still signed under it.
+    /// The claim under which each part given up was last trained: until its trainer is gone, what it made is still signed under it.
     former: BTreeMap<Part, (ClaimId, u64, Option<CheckpointId>)>,
     /// Parts trained without owning them, and from where.
     shadows: BTreeMap<Part, Option<CheckpointId>>,

@@ -71,6 +71,11 @@ impl Agent {
         }
     }
 
+    /// A part's trainer is gone, and all that it made was told: nothing more comes of it.
+    pub fn trainer_gone(&mut self, part: Part) {
+        self.stirred |= self.former.remove(&part).is_some();
+    }
+
     /// Gives up every part and claims no more: this node is leaving.
     pub fn leave(&mut self, now: Time) {
         self.leaving = true;

@@ -287,6 +287,27 @@ fn a_shadow_publishes_what_it_reached_when_the_votes_come() {
     assert!(world.best_step(survivor, part) > lost_at + 1200, "{lost_at}");
 }
 
+#[test]
+fn a_part_that_was_lost_without_a_last_checkpoint_is_trained_in_the_shadow_later() {
+    let mut world = World::of(58, manifest(1, 2), 3, 2);
+    world.run_secs(65);
+    // As where the part's data was still on its way, or its trainer had finished.
+    let loser = world.owner(PART);
+    world.nodes[loser].mute_trainers = true;
+    world.suspend(loser, 60);
+    world.run_secs(60);
+    assert_ne!(world.owner(PART), loser);
+    // Alone it can go on from what it holds.
+    while !world.agent(loser).best(PART).is_some_and(|best| world.agent(loser).holds(best.id())) {
+        world.run_for(Duration::from_millis(100));
+    }
+    let mut islands = [0; 3];
+    islands[loser] = 1;
+    world.partition(&islands);
+    world.run_secs(180);
+    assert!(world.agent(loser).shadows().any(|part| part == PART));
+}
+
 /// A key whose claim on the part in term 1 would beat the current one's by name.
 fn ground_key(world: &World) -> Keypair {
     let run = world.agent(0).run();

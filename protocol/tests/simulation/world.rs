@@ -60,16 +60,38 @@ pub(crate) struct Node {
     pub(crate) mute_blobs: bool,
     /// What it fetches never comes, and never fails.
     pub(crate) mute_fetches: bool,
+    /// Its trainers leave no last checkpoint.
+    pub(crate) mute_trainers: bool,
 }
 
 enum Event {
     Tick,
-    Gossip { from: NodeId, bytes: Vec<u8> },
-    Request { from: usize, request: Vec<u8> },
-    Answer { from: NodeId, answer: Vec<u8> },
-    Fetch { id: CheckpointId, state: bool, providers: Vec<NodeId> },
-    Checkpoint { part: Part, generation: u64 },
-    LastCheckpoint { part: Part, step: u64 },
+    Gossip {
+        from: NodeId,
+        bytes: Vec<u8>,
+    },
+    Request {
+        from: usize,
+        request: Vec<u8>,
+    },
+    Answer {
+        from: NodeId,
+        answer: Vec<u8>,
+    },
+    Fetch {
+        id: CheckpointId,
+        state: bool,
+        providers: Vec<NodeId>,
+    },
+    Checkpoint {
+        part: Part,
+        generation: u64,
+    },
+    /// A trainer is gone, and has left a last checkpoint of a step or nothing.
+    Gone {
+        part: Part,
+        step: Option<u64>,
+    },
 }
 
 /// Training that began, for the tests to look at.
@@ -177,6 +199,7 @@ impl World {
             deaf: false,
             mute_blobs: false,
             mute_fetches: false,
+            mute_trainers: false,
         });
         let node = self.nodes.len() - 1;
         self.start(node);
@@ -403,10 +426,9 @@ impl World {
             Action::Stop(part) => {
                 let trainer = self.nodes[node].trainers.remove(&part);
                 assert!(trainer.is_some() || self.steps_of(part) < u64::MAX, "only what is in training is stopped");
-                if let Some(trainer) = trainer {
-                    let step = self.step_of(part, &trainer);
-                    self.queue(LAST_CHECKPOINT, node, Event::LastCheckpoint { part, step });
-                }
+                let left = trainer.filter(|_| !self.nodes[node].mute_trainers);
+                let step = left.map(|trainer| self.step_of(part, &trainer));
+                self.queue(LAST_CHECKPOINT, node, Event::Gone { part, step });
             }
             Action::Halt(why) => {
                 self.nodes[node].halted = Some(why);
@@ -518,7 +540,12 @@ impl World {
                     self.checkpoint(node, part, step);
                 }
             }
-            Event::LastCheckpoint { part, step } => self.checkpoint(node, part, step),
+            Event::Gone { part, step } => {
+                if let Some(step) = step {
+                    self.checkpoint(node, part, step);
+                }
+                self.input(node, |agent, _| agent.trainer_gone(part));
+            }
         }
     }
 }

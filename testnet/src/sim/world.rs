@@ -151,7 +151,8 @@ impl World {
             Event::Fetch { node, life, id, state, providers } => self.fetch(node, life, id, state, &providers),
             Event::Checkpoint { node, part, generation } => self.checkpoint_due(node, part, generation),
             Event::LastCheckpoint { node, life, part, step } if self.nodes[node as usize].life == life => {
-                self.checkpoint(node, part, step)
+                self.checkpoint(node, part, step)?;
+                self.input(node, |agent, _| agent.trainer_gone(part)).map(drop)
             }
             Event::LastCheckpoint { .. } => Ok(()),
             Event::Dial { node } => self.dial(node),

@@ -55,8 +55,16 @@ impl Driver {
             }
             _ => {
                 self.keeping.leave(part);
+                self.note_gone(part);
                 false
             }
+        }
+    }
+
+    /// Tells the agent that nothing more comes of a part's training here, once that is so.
+    pub(super) fn note_gone(&mut self, part: Part) {
+        if !self.training.contains_key(&part) && !self.storing.contains(&part) {
+            self.agent.trainer_gone(part);
         }
     }
 
