@@ -6,17 +6,18 @@
 //!
 //! - [`Blobs`]: the endpoint and the store behind one handle
 //! - `fetch`: a blob from several providers at once, by ranges
+//! - `export`: blobs as files
 //! - `pins`: what the garbage collector must not touch
 //! - `gate`: how many strangers may read at once
 
 mod error;
+mod export;
 mod fetch;
 mod gate;
 mod pieces;
 mod pins;
 
 use std::collections::HashSet;
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,7 +32,7 @@ use iroh_blobs::api::blobs::BlobStatus;
 use iroh_blobs::api::{Store, TempTag};
 use iroh_blobs::store::GcConfig;
 use iroh_blobs::store::fs::FsStore;
-use iroh_blobs::store::fs::options::{InlineOptions, Options, PathOptions};
+use iroh_blobs::store::fs::options::{Options, PathOptions};
 use iroh_blobs::{BlobsProtocol, Hash};
 use paris_protocol::identity::NodeId;
 
@@ -170,48 +171,6 @@ impl Blobs {
         Ok(bytes.into())
     }
 
-    /// Writes a blob to `path`: the whole, verified and on disk, or nothing. Replaces a file that is there. A blob that turns out to be damaged
-    /// counts as missing from then on, as with [`Blobs::bytes`].
-    pub async fn export(&self, hash: Hash32, path: &Path) -> Result<(), BlobsError> {
-        if !self.has(hash).await? {
-            return Err(BlobsError::Missing { hash: Hash::from(hash) });
-        }
-        let path = std::path::absolute(path).map_err(|error| BlobsError::file(path, error))?;
-        let parent = path.parent().unwrap_or(Path::new("/")).to_path_buf();
-        let failed = |error: io::Error| BlobsError::file(&path, error);
-        let beside = tempfile::Builder::new().prefix(".export-").tempdir_in(&parent).map_err(failed)?;
-        let partial = beside.path().join("blob");
-        self.store.export(hash, &partial).finish().await.map_err(|error| BlobsError::file(&path, error))?;
-        let target = path.clone();
-        let written = tokio::task::spawn_blocking(move || settle(&partial, &target, &parent, hash)).await;
-        match written.map_err(io::Error::other).and_then(|settled| settled).map_err(failed)? {
-            true => Ok(()),
-            false => Err(self.mark_damaged(hash.into(), "the exported bytes have another hash".into())),
-        }
-    }
-
-    /// A file with a blob's bytes, hashed once more, to read and never to write. It is the store's own, so that nothing is copied, and stays as long as
-    /// the blob carries a tag. A blob so small that the store keeps it in its database is exported to `folder`, and stays there.
-    ///
-    /// # Errors
-    /// As [`Blobs::bytes`].
-    pub async fn file(&self, hash: Hash32, folder: &Path) -> Result<PathBuf, BlobsError> {
-        let size = self.size(hash).await?.ok_or(BlobsError::Missing { hash: Hash::from(hash) })?;
-        if size <= InlineOptions::default().max_data_inlined {
-            let path = folder.join(Hash::from(hash).to_hex());
-            tokio::fs::create_dir_all(folder).await.map_err(|error| BlobsError::file(folder, error))?;
-            return self.export(hash, &path).await.map(|()| path);
-        }
-        let path = self.paths.data_path(&Hash::from(hash));
-        let file = path.clone();
-        let hashed = tokio::task::spawn_blocking(move || has_hash(&std::fs::File::open(file)?, hash)).await;
-        match hashed.map_err(io::Error::other).and_then(|hashed| hashed) {
-            Ok(true) => Ok(path),
-            Ok(false) => Err(self.mark_damaged(hash.into(), "the bytes have another hash".into())),
-            Err(error) => Err(self.mark_damaged(hash.into(), format!("{}: {error}", path.display()))),
-        }
-    }
-
     /// Fetches a blob from several providers at once and keeps it under the request's tag. Durable on return; what had
     /// arrived before a failure is kept (see [`Blobs::abandon`]) and not fetched again.
     pub async fn fetch(&self, request: FetchRequest) -> Result<FetchReport, BlobsError> {
@@ -337,20 +296,4 @@ async fn bind(config: &BlobsConfig, lookup: MemoryLookup) -> Result<Endpoint, St
         builder = builder.bind_addr(*address).map_err(|error| format!("{address}: {error:#}"))?;
     }
     builder.bind().await.map_err(|error| format!("{:?}: {error:#}", config.bind))
-}
-
-/// Checks an exported file, puts it on disk and gives it its name. False if its bytes are not those of `hash`.
-fn settle(partial: &Path, target: &Path, parent: &Path, hash: Hash32) -> io::Result<bool> {
-    let file = std::fs::File::open(partial)?;
-    if !has_hash(&file, hash)? {
-        return Ok(false);
-    }
-    file.sync_all()?;
-    std::fs::rename(partial, target)?;
-    paris_model::whole_file::sync_folder(parent)?;
-    Ok(true)
-}
-
-fn has_hash(file: &std::fs::File, hash: Hash32) -> io::Result<bool> {
-    Ok(blake3::Hasher::new().update_reader(file)?.finalize() == hash)
 }

@@ -19,14 +19,13 @@ use super::{
     AssembledPart, Assembly, Call, NodeHandle,
     blob_work::{BlobWork, size_limits},
     recipe,
+    tags::{self, MIXTURES},
 };
 use crate::{
     blobs::{BlobsError, FetchRequest, Size},
     hex,
 };
 
-/// What the names of all kept mixtures' blobs begin with.
-const MIXTURES: &str = "mixture/";
 /// What the name of a mixture's own record ends with.
 const RECORD: &str = "record";
 
@@ -73,11 +72,6 @@ impl From<CodecError> for KeepError {
     }
 }
 
-/// What the names of one mixture's blobs begin with.
-fn tags(hash: Hash) -> String {
-    format!("{MIXTURES}{hash}/")
-}
-
 impl NodeHandle {
     /// Keeps a mixture whose weights are here, under the name that is returned.
     pub async fn keep_mixture(&self, mixture: &Mixture) -> Result<Hash, KeepError> {
@@ -91,7 +85,7 @@ impl NodeHandle {
 
     /// Lets go of a mixture; false if it was not kept.
     pub async fn drop_mixture(&self, hash: Hash) -> Result<bool, KeepError> {
-        Ok(self.work.blobs().untag_prefix(&tags(hash)).await? > 0)
+        Ok(self.work.blobs().untag_prefix(&tags::mixture(hash)).await? > 0)
     }
 
     /// A mixture by its name, its weights where a sampling process can read them. What is not here is fetched, and kept from then on.
@@ -118,7 +112,7 @@ impl NodeHandle {
     async fn record(&self, hash: Hash) -> Result<Vec<Verified<Checkpoint>>, KeepError> {
         let limit = Mixture::LIMIT as u64;
         let providers = self.work.seeds().chain(self.holders(None).await?);
-        let request = request(hash, Size::AtMost(limit), providers, format!("{}{RECORD}", tags(hash)));
+        let request = request(hash, Size::AtMost(limit), providers, format!("{}{RECORD}", tags::mixture(hash)));
         self.fetch(hash, "its record", request).await?;
         let bytes = self.work.blobs().bytes(hash.0, limit).await?;
         let read = Mixture::read(&bytes, self.work.run(), self.work.manifest());
@@ -139,7 +133,7 @@ impl NodeHandle {
         }
         let holders = self.holders(Some(checkpoint.id())).await?;
         let providers = [checkpoint.author()].into_iter().chain(holders).chain(self.work.seeds());
-        let tag = format!("{}{part}", tags(mixture));
+        let tag = format!("{}{part}", tags::mixture(mixture));
         let request = request(weights.hash, Size::Exactly(weights.bytes), providers, tag);
         self.fetch(mixture, &format!("the weights of {part}"), request).await?;
         let checked = self.work.check_weights(config, weights, limit).await;
@@ -177,13 +171,13 @@ impl BlobWork {
         let bytes = mixture.to_bytes()?;
         let hash = Hash::of(&bytes);
         for checkpoint in Mixture::read(&bytes, self.run(), self.manifest())? {
-            let tag = format!("{}{}", tags(hash), checkpoint.part);
+            let tag = format!("{}{}", tags::mixture(hash), checkpoint.part);
             match self.blobs().tag(&tag, checkpoint.weights.hash.0).await {
                 Err(BlobsError::Missing { .. }) => return Err(KeepError::Gone(checkpoint.part)),
                 kept => kept?,
             }
         }
-        self.blobs().add_bytes(&format!("{}{RECORD}", tags(hash)), bytes).await?;
+        self.blobs().add_bytes(&format!("{}{RECORD}", tags::mixture(hash)), bytes).await?;
         Ok(hash)
     }
 

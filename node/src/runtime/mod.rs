@@ -8,6 +8,7 @@ mod keeping;
 mod mixtures;
 pub mod recipe;
 mod reconcile;
+pub(crate) mod tags;
 mod trainer;
 
 use std::{net::IpAddr, panic::resume_unwind, path::PathBuf, sync::Arc, time::Duration};
@@ -32,7 +33,6 @@ use tokio::{
     task::JoinHandle,
 };
 
-pub(crate) use self::blob_work::shard_tag;
 pub use self::keeping::SNAPSHOT_EVERY;
 pub use self::mixtures::KeepError;
 pub use self::trainer::Compute;
@@ -53,10 +53,6 @@ use crate::{
 
 /// Calls that may wait for the driver at once.
 const CALLS_MAX: usize = 64;
-/// The name under which the blob store keeps the manifest, for those who join.
-pub(crate) const MANIFEST_TAG: &str = "manifest";
-/// The name under which the blob store keeps the base checkpoint.
-pub(crate) const BASE_TAG: &str = "base";
 /// How long a node that starts waits for the data directory: a command may have it for a moment, another node has it for good.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a manifest is waited for before the attempt is reported.
@@ -423,7 +419,7 @@ async fn fetch_manifest(database: &Database, blobs: &Blobs, ticket: &Ticket) -> 
             hash: run.0.0,
             size: Size::AtMost(Manifest::LIMIT as u64),
             providers: ticket.seeds().iter().map(|seed| seed.node).collect(),
-            tag: MANIFEST_TAG.to_owned(),
+            tag: tags::MANIFEST.to_owned(),
         };
         match blobs.fetch(request).await {
             Ok(_) => break,

@@ -8,7 +8,7 @@ use paris_protocol::{agent::Memory, checkpoint::CheckpointId, manifest::Manifest
 
 use super::{
     NodeError,
-    blob_work::{NEW, checkpoint_tags},
+    tags::{self, CHECKPOINTS, NEW},
 };
 use crate::{blobs::Blobs, store::Database};
 
@@ -35,8 +35,8 @@ pub(super) async fn reconcile(
             false => database.forget(run, id)?,
         }
     }
-    let kept: HashSet<String> = here.iter().map(|(id, _): &(CheckpointId, bool)| checkpoint_tags(*id)).collect();
-    for tag in blobs.tags("checkpoint/") {
+    let kept: HashSet<String> = here.iter().map(|(id, _): &(CheckpointId, bool)| tags::checkpoint(*id)).collect();
+    for tag in blobs.tags(CHECKPOINTS) {
         let of = &tag[..tag.rfind('/').map_or(tag.len(), |end| end + 1)];
         if !kept.contains(of) {
             blobs.untag(&tag).await?;

@@ -31,7 +31,7 @@ use super::{super::encoders::TextChoice, ownership::OwnershipOptions, summary};
 use crate::{
     blobs::{Blobs, BlobsConfig},
     encoders,
-    runtime::{BASE_TAG, MANIFEST_TAG, recipe, shard_tag},
+    runtime::{recipe, tags},
     store::{DataDir, Database},
 };
 
@@ -185,12 +185,12 @@ impl New {
         manifest: Vec<u8>,
         base: Option<Vec<u8>>,
     ) -> anyhow::Result<()> {
-        blobs.add_bytes(MANIFEST_TAG, manifest).await?;
+        blobs.add_bytes(tags::MANIFEST, manifest).await?;
         if let Some(base) = base {
-            blobs.add_bytes(BASE_TAG, base).await?;
+            blobs.add_bytes(tags::BASE, base).await?;
         }
         for info in shards(prepared) {
-            blobs.add_file(&shard_tag(&info.hash.parse()?), &info.path(&self.data)).await?;
+            blobs.add_file(&tags::shard(&info.hash.parse()?), &info.path(&self.data)).await?;
         }
         Ok(())
     }
