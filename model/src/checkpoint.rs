@@ -104,6 +104,18 @@ pub fn read(bytes: &[u8], shapes: &Shapes, device: &Device) -> Result<BTreeMap<S
 
 /// The same as plain numbers.
 pub(crate) fn read_numbers(bytes: &[u8], shapes: &Shapes) -> Result<BTreeMap<String, Vec<f32>>, CheckpointError> {
+    let whole = |numbers: Numbers<'_>| numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    Ok(find_numbers(bytes, shapes)?.into_iter().map(|(name, numbers)| (name, whole(numbers))).collect())
+}
+
+/// The numbers of a tensor as they stand in a checkpoint, little endian.
+pub(crate) type Numbers<'a> = &'a [[u8; 4]];
+
+/// The same where they lie in the bytes: as strict, and nothing is copied.
+pub(crate) fn find_numbers<'a>(
+    bytes: &'a [u8],
+    shapes: &Shapes,
+) -> Result<BTreeMap<String, Numbers<'a>>, CheckpointError> {
     if let Some(length) = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length))
         && length > HEADER_BYTES_MAX as u64
     {
@@ -113,21 +125,20 @@ pub(crate) fn read_numbers(bytes: &[u8], shapes: &Shapes) -> Result<BTreeMap<Str
     if let Some(extra) = file.names().into_iter().find(|name| !shapes.contains_key(*name)) {
         return Err(CheckpointError::Extra(extra.to_owned()));
     }
-    let mut tensors = BTreeMap::new();
+    let mut found = BTreeMap::new();
     for (name, shape) in shapes {
         let view = file.tensor(name).map_err(|_| CheckpointError::Missing(name.clone()))?;
         if view.dtype() != Dtype::F32 || view.shape() != shape {
             let found = format!("{:?} {:?}", view.dtype(), view.shape());
             return Err(CheckpointError::Shape { name: name.clone(), found, expected: format!("F32 {shape:?}") });
         }
-        let numbers = view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
-        let values: Vec<f32> = numbers.collect();
-        if values.iter().any(|value| !value.is_finite()) {
+        let numbers = view.data().as_chunks().0;
+        if numbers.iter().any(|bytes| !f32::from_le_bytes(*bytes).is_finite()) {
             return Err(CheckpointError::NotFinite(name.clone()));
         }
-        tensors.insert(name.clone(), values);
+        found.insert(name.clone(), numbers);
     }
-    Ok(tensors)
+    Ok(found)
 }
 
 #[cfg(test)]

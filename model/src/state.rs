@@ -75,6 +75,28 @@ pub struct Published {
     pub state: Vec<u8>,
 }
 
+impl Published {
+    /// Checks that bytes are a published state's weights, as strictly as [`State::read_published`] reads them, and keeps nothing.
+    ///
+    /// # Errors
+    /// Where the bytes are anything else.
+    pub fn check_weights(bytes: &[u8], config: &PartConfig) -> std::result::Result<(), CheckpointError> {
+        checkpoint::find_numbers(bytes, &config.shapes()).map(drop)
+    }
+
+    /// The same of all the rest.
+    ///
+    /// # Errors
+    /// Where the bytes are anything else.
+    pub fn check_state(bytes: &[u8], config: &PartConfig) -> std::result::Result<(), CheckpointError> {
+        let found = checkpoint::find_numbers(bytes, &shapes(config, &Kind::REST))?;
+        [STEP, CURSOR, MICRO_BATCH].into_iter().try_for_each(|name| {
+            let digits: Vec<_> = found[name].iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            count(name, &digits).map(drop)
+        })
+    }
+}
+
 /// A state. The default is empty: memory to copy to.
 #[derive(Clone, Debug, Default)]
 pub struct State {
@@ -110,12 +132,7 @@ impl State {
 
     fn read_kinds(bytes: &[u8], config: &PartConfig, kinds: &[Kind]) -> std::result::Result<Self, CheckpointError> {
         let mut numbers = checkpoint::read_numbers(bytes, &shapes(config, kinds))?;
-        let mut count = |name: &str| match numbers.remove(name).as_deref() {
-            Some([high, low]) if [high, low].iter().all(|it| is_digit(**it)) => {
-                Ok(*high as u64 * COUNT_BASE + *low as u64)
-            }
-            _ => Err(CheckpointError::Count(name.to_owned())),
-        };
+        let mut count = |name: &str| count(name, &numbers.remove(name).unwrap_or_default());
         let (step, cursor, micro_batch) = (count(STEP)?, count(CURSOR)?, count(MICRO_BATCH)? as usize);
         Ok(Self { step, cursor, micro_batch, numbers })
     }
@@ -210,6 +227,14 @@ impl State {
     }
 }
 
+/// The count of this name, as it is written.
+fn count(name: &str, digits: &[f32]) -> std::result::Result<u64, CheckpointError> {
+    match digits {
+        [high, low] if is_digit(*high) && is_digit(*low) => Ok(*high as u64 * COUNT_BASE + *low as u64),
+        _ => Err(CheckpointError::Count(name.to_owned())),
+    }
+}
+
 /// True for a number that a count is written with.
 fn is_digit(number: f32) -> bool {
     number.fract() == 0.0 && (0.0..COUNT_BASE as f32).contains(&number)
@@ -247,15 +272,18 @@ mod tests {
         assert_eq!(bytes.len() as u64, State::bytes_of(&config).unwrap());
         let read = State::read(&bytes, &config).unwrap();
         assert_eq!((read.step, read.cursor, read.micro_batch), (3_000_000, 3_000_007, 4));
+        state.numbers.retain(|name, _| !name.starts_with(Kind::Average.prefix()));
+        let published = state.to_bytes().unwrap();
+        Published::check_state(&published, &config).unwrap();
+        assert!(Published::check_state(&bytes, &config).is_err(), "the averages are in the other blob");
         // The step is the last tensor, and two numbers long.
+        let strange = |bytes: &[u8], bad: f32| [&bytes[..bytes.len() - 4], &bad.to_le_bytes()].concat();
         for bad in [-1.0, 0.5, COUNT_BASE as f32, f32::MAX] {
-            let mut strange = bytes.clone();
-            let end = strange.len();
-            strange[end - 4..].copy_from_slice(&f32::to_le_bytes(bad));
-            assert!(
-                matches!(State::read(&strange, &config), Err(CheckpointError::Count(name)) if name == STEP),
-                "{bad}"
-            );
+            let read = State::read(&strange(&bytes, bad), &config).map(drop);
+            let checked = Published::check_state(&strange(&published, bad), &config);
+            for refused in [read, checked] {
+                assert!(matches!(refused, Err(CheckpointError::Count(name)) if name == STEP), "{bad}");
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use super::{
     AssembledPart, Assembly, Call, NodeHandle,
-    blob_work::{BlobWork, size_limits},
+    blob_work::{BlobWork, CheckError, size_limits},
     recipe,
     tags::{self, MIXTURES},
 };
@@ -60,6 +60,14 @@ pub enum KeepError {
         part: Part,
         /// What is wrong with them.
         reason: String,
+    },
+    /// Its weights could not be checked.
+    #[error("the weights of {part} could not be checked: {error}. Ask again")]
+    Check {
+        /// The part.
+        part: Part,
+        /// What happened.
+        error: std::io::Error,
     },
     /// The driver is gone.
     #[error("the node has stopped")]
@@ -136,8 +144,11 @@ impl NodeHandle {
         let tag = format!("{}{part}", tags::mixture(mixture));
         let request = request(weights.hash, Size::Exactly(weights.bytes), providers, tag);
         self.fetch(mixture, &format!("the weights of {part}"), request).await?;
-        let checked = self.work.check_weights(config, weights, limit).await;
-        checked.map_err(|error| unusable(format!("{error:#}")))
+        self.work.check_weights(config, weights).await.map_err(|error| match error {
+            CheckError::Content(error) => unusable(error.to_string()),
+            CheckError::Store(error) => error.into(),
+            CheckError::Thread(error) => KeepError::Check { part, error },
+        })
     }
 
     async fn fetch(&self, mixture: Hash, what: &str, request: FetchRequest) -> Result<(), KeepError> {

@@ -9,6 +9,8 @@ mod mixtures;
 pub mod recipe;
 mod reconcile;
 pub(crate) mod tags;
+#[cfg(test)]
+mod testing;
 mod trainer;
 
 use std::{net::IpAddr, panic::resume_unwind, path::PathBuf, sync::Arc, time::Duration};

@@ -1,6 +1,8 @@
 //! Checkpoints on their way into the store and out of it again: made here or fetched, checked, named and let go.
 
-use paris_model::{Device, config::PartConfig, parameters::Parameters, state::Published};
+use std::io;
+
+use paris_model::{checkpoint::CheckpointError, config::PartConfig, state::Published};
 use paris_protocol::{
     agent::{FetchFailure, Made},
     checkpoint::{Blob, Checkpoint, CheckpointId},
@@ -18,6 +20,20 @@ use super::{
     BlobWork, size_limits,
 };
 use crate::blobs::{BlobsError, FetchRequest, Size, Stored};
+
+/// Why a blob is not to be used.
+#[derive(Debug, thiserror::Error)]
+pub(in super::super) enum CheckError {
+    /// Its bytes are what its name says, and not of the part: whoever published it is wrong or lies.
+    #[error(transparent)]
+    Content(#[from] CheckpointError),
+    /// It cannot be read here, which says nothing of who published it.
+    #[error(transparent)]
+    Store(#[from] BlobsError),
+    /// The thread that read it died.
+    #[error("the check did not end: {0}")]
+    Thread(io::Error),
+}
 
 impl BlobWork {
     /// Puts a checkpoint that was trained here into the store, durably.
@@ -89,23 +105,98 @@ impl BlobWork {
                 FetchFailure::Unavailable
             })?;
         }
-        let checked = self.check_weights(config, checkpoint.weights, weights_max).await;
-        checked.map_err(|error| {
-            tracing::warn!("a checkpoint of {} is not usable: {error:#}", checkpoint.part);
-            self.forget(checkpoint.id());
-            FetchFailure::Unusable
+        let checked = self.check_checkpoint(checkpoint, config, state).await;
+        checked.map_err(|error| match error {
+            CheckError::Content(error) => {
+                tracing::warn!("a checkpoint of {} is not usable: {error}", checkpoint.part);
+                self.forget(checkpoint.id());
+                FetchFailure::Unusable
+            }
+            CheckError::Store(_) | CheckError::Thread(_) => {
+                tracing::warn!("a checkpoint of {} cannot be checked: {error}", checkpoint.part);
+                FetchFailure::Unavailable
+            }
         })
     }
 
-    /// Checks that weights in the store are those of a model of this configuration.
-    pub(in super::super) async fn check_weights(
+    async fn check_checkpoint(
         &self,
+        checkpoint: &Checkpoint,
         config: PartConfig,
-        weights: Blob,
-        max: u64,
-    ) -> anyhow::Result<()> {
-        let bytes = self.blobs.bytes(weights.hash.0, max).await?;
-        tokio::task::spawn_blocking(move || Parameters::load(&config, &bytes, &Device::Cpu).map(drop)).await??;
+        state: bool,
+    ) -> Result<(), CheckError> {
+        self.check_weights(config.clone(), checkpoint.weights).await?;
+        if state {
+            // Else whoever goes on from it is the first to find out, and so is everyone who follows.
+            self.check(checkpoint.state, move |bytes| Published::check_state(bytes, &config)).await?;
+        }
         Ok(())
+    }
+
+    /// Checks that weights in the store are those of a model of this configuration.
+    pub(in super::super) async fn check_weights(&self, config: PartConfig, weights: Blob) -> Result<(), CheckError> {
+        self.check(weights, move |bytes| Published::check_weights(bytes, &config)).await
+    }
+
+    async fn check(
+        &self,
+        blob: Blob,
+        check: impl FnOnce(&[u8]) -> Result<(), CheckpointError> + Send + 'static,
+    ) -> Result<(), CheckError> {
+        let bytes = self.blobs.bytes(blob.hash.0, blob.bytes).await?;
+        let checked = tokio::task::spawn_blocking(move || check(&bytes)).await;
+        Ok(checked.map_err(|error| CheckError::Thread(error.into()))??)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paris_model::{
+        Device,
+        state::State,
+        text::{HashedText, TextEncoder},
+        trainer::Trainer,
+    };
+
+    use super::{super::super::testing, *};
+    use crate::store::DataDir;
+
+    const PART: Part = Part::Expert(0);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn only_what_a_checkpoint_holds_convicts_its_owner_be_it_weights_or_state() {
+        let folder = tempfile::tempdir().unwrap();
+        let [owners, fetchers] = ["owner", "fetcher"].map(|name| DataDir::new(folder.path().join(name)));
+        let manifest = testing::shared(testing::manifest(1, 1));
+        let owner = testing::blob_work(&owners, &manifest).await;
+        let (config, settings) = (recipe::part_config(&manifest, PART), recipe::train_settings(&manifest, PART));
+        let text = HashedText { tokens: manifest.text.tokens.into(), width: manifest.text.width.into() };
+        let null = text.encode(&[""], &Device::Cpu).unwrap();
+        let trainer = Trainer::new(config.clone(), settings, &[1; 32], &null, &Device::Cpu).unwrap();
+        let good = trainer.published().unwrap();
+        State::read_published(&good, &config).unwrap();
+        let spoilt = |bytes: &[u8]| [&bytes[..bytes.len() - 4], &f32::NAN.to_le_bytes()].concat();
+        let bad_weights = Published { weights: spoilt(&good.weights), state: good.state.clone() };
+        let bad_state = Published { weights: good.weights.clone(), state: spoilt(&good.state) };
+        let publish = async |step: u64, published: Published| {
+            testing::checkpoint(&manifest, PART, step, owner.store_checkpoint(PART, step, published).await.unwrap())
+        };
+        let (bad_weights, bad_state) = (publish(1, bad_weights).await, publish(2, bad_state).await);
+        let good = publish(3, good).await;
+
+        let fetcher = testing::blob_work(&fetchers, &manifest).await;
+        let peer = owners.keypair().unwrap().id();
+        fetcher.learn(peer, owner.addresses());
+        let fetch = async |checkpoint, state| fetcher.fetch_checkpoint(checkpoint, state, vec![peer]).await;
+        assert_eq!(fetch(&bad_weights, false).await, Err(FetchFailure::Unusable));
+        assert_eq!(fetch(&bad_state, true).await, Err(FetchFailure::Unusable));
+        assert_eq!(fetch(&bad_state, false).await, Ok(()), "its weights can be drawn with");
+        assert_eq!(fetch(&good, true).await, Ok(()));
+
+        // The owner is gone, and this disk returns other bytes.
+        owner.shutdown().await;
+        let file = fetcher.blobs().file(good.state.hash.0, folder.path()).await.unwrap();
+        std::fs::write(file, b"other").unwrap();
+        assert_eq!(fetch(&good, true).await, Err(FetchFailure::Unavailable));
     }
 }

@@ -15,6 +15,7 @@ use paris_protocol::{
     ticket::Ticket,
 };
 
+pub(super) use self::checkpoints::CheckError;
 use super::{Compute, addresses};
 use crate::{blobs::Blobs, hex, store::DataDir};
 
