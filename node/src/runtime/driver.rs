@@ -39,10 +39,25 @@ const LOOK_EVERY: Time = Time::from_secs(1);
 
 /// What a background task brought.
 enum Done {
-    Pulled { peer: NodeId, answer: Option<Vec<u8>> },
-    Fetched { id: CheckpointId, state: bool, outcome: Result<(), FetchFailure> },
-    Stored { part: Part, made: Option<Made> },
-    Prepared { part: Part, job: Result<Box<Job>, String> },
+    Pulled {
+        peer: NodeId,
+        answer: Option<Vec<u8>>,
+    },
+    Fetched {
+        id: CheckpointId,
+        state: bool,
+        outcome: Result<(), FetchFailure>,
+    },
+    Stored {
+        part: Part,
+        made: Option<Made>,
+    },
+    /// With the checkpoint that training was to begin from, if it turned out not to be here.
+    Prepared {
+        part: Part,
+        job: Result<Box<Job>, String>,
+        lost: Option<CheckpointId>,
+    },
 }
 
 pub(super) struct Driver {
@@ -287,7 +302,12 @@ impl Driver {
                 self.storing.iter().position(|it| *it == part).map(|index| self.storing.swap_remove(index));
                 self.note_gone(part);
             }
-            Done::Prepared { part, job } => self.start_training(part, job),
+            Done::Prepared { part, job, lost } => {
+                if let Some(id) = lost {
+                    self.lose(id)?;
+                }
+                self.start_training(part, job);
+            }
         }
         Ok(())
     }
@@ -327,10 +347,13 @@ impl Driver {
         let held = |it: &&Verified<Checkpoint>| self.work.is_damaged(it) && self.agent.holds(it.id());
         let checkpoints = |part| self.agent.register().checkpoints(part).into_iter().filter(held).map(|it| it.id());
         let damaged: Vec<_> = self.agent.manifest().parts().flat_map(checkpoints).collect();
-        for id in damaged {
-            self.database.forget(self.agent.run(), id)?;
-            self.agent.lost(self.now(), id);
-        }
+        damaged.into_iter().try_for_each(|id| self.lose(id))
+    }
+
+    /// A checkpoint turned out not to be here, or not whole.
+    fn lose(&mut self, id: CheckpointId) -> Result<(), NodeError> {
+        self.database.forget(self.agent.run(), id)?;
+        self.agent.lost(self.now(), id);
         Ok(())
     }
 

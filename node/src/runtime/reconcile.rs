@@ -22,28 +22,76 @@ pub(super) async fn reconcile(
     let register = database.register(run, manifest.clone())?;
     database.prune_checkpoints(run, &register)?;
     let mut memory = database.memory(run)?;
-    let mut here = Vec::new();
+    let listed = |id: CheckpointId| manifest.parts().find_map(|part| register.checkpoint(part, id));
+    let named: HashSet<String> = blobs.tags(CHECKPOINTS).into_iter().collect();
+    let (mut here, mut kept) = (Vec::new(), HashSet::new());
     for (id, state) in memory.held {
-        let mut parts = manifest.parts();
-        let listed = parts.find_map(|part| register.checkpoint(part, id));
-        let is_here = match listed {
+        let is_here = match listed(id) {
             Some(it) => blobs.has(it.weights.hash.0).await? && (!state || blobs.has(it.state.hash.0).await?),
             None => false,
         };
-        match is_here {
-            true => here.push((id, state)),
-            false => database.forget(run, id)?,
+        let Some(checkpoint) = listed(id).filter(|_| is_here) else {
+            database.forget(run, id)?;
+            continue;
+        };
+        for (tag, blob) in tags::of_checkpoint(checkpoint, state) {
+            // The process may have died after it was signed and before it had its name.
+            if !named.contains(&tag) {
+                blobs.tag(&tag, blob.hash.0).await?;
+            }
         }
+        here.push((id, state));
+        kept.insert(id);
     }
-    let kept: HashSet<String> = here.iter().map(|(id, _): &(CheckpointId, bool)| tags::checkpoint(*id)).collect();
-    for tag in blobs.tags(CHECKPOINTS) {
-        let of = &tag[..tag.rfind('/').map_or(tag.len(), |end| end + 1)];
-        if !kept.contains(of) {
-            blobs.untag(&tag).await?;
-        }
+    for tag in named.iter().filter(|tag| tags::checkpoint_of(tag).is_none_or(|id| !kept.contains(&id))) {
+        blobs.untag(tag).await?;
     }
     // Stored by a trainer, and never signed.
     blobs.untag_prefix(NEW).await?;
     memory.held = here;
     Ok(memory)
+}
+
+#[cfg(test)]
+mod tests {
+    use paris_protocol::{checkpoint::Blob, hash::Hash, part::Part};
+
+    use super::{super::testing, *};
+    use crate::store::DataDir;
+
+    const PART: Part = Part::Expert(0);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_held_keeps_a_name_and_what_is_not_loses_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::new(folder.path());
+        Database::init(&dir).unwrap();
+        let (database, blobs) = (Database::open(&dir).unwrap(), testing::blobs(&dir).await);
+        let manifest = testing::shared(testing::manifest(1, 1));
+        let run = manifest.id().unwrap();
+        database.remember_claim(run, testing::claim(&manifest, PART).signed()).unwrap();
+        let publish = |step, weights, state| {
+            let checkpoint = testing::checkpoint(&manifest, PART, step, (weights, state));
+            database.remember_checkpoint(run, checkpoint.signed()).unwrap();
+            checkpoint.id()
+        };
+        let store = async |tag: &str| {
+            let stored = blobs.add_bytes(tag, tag.into()).await.unwrap();
+            Blob { hash: Hash(stored.hash), bytes: stored.size }
+        };
+
+        // Signed, and killed before its blobs had its name.
+        let [weights, state] = [tags::WEIGHTS, tags::STATE].map(|blob| tags::new(PART, 7, blob));
+        let held = publish(7, store(&weights).await, store(&state).await);
+        database.hold(run, held, true).unwrap();
+        store(&tags::new(PART, 8, tags::WEIGHTS)).await;
+        let unlisted = tags::checkpoint(CheckpointId(Hash::of(b"unlisted")));
+        store(&format!("{unlisted}weights")).await;
+
+        let memory = reconcile(&database, &blobs, run, &manifest).await.unwrap();
+        assert_eq!(memory.held, [(held, true)]);
+        let held = tags::checkpoint(held);
+        let kept = [format!("{held}weights"), format!("{held}state")];
+        assert_eq!(blobs.tags("").into_iter().collect::<HashSet<_>>(), kept.into());
+    }
 }

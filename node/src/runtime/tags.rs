@@ -45,6 +45,12 @@ pub(super) fn of_checkpoint(checkpoint: &Verified<Checkpoint>, state: bool) -> i
     blobs.into_iter().take(1 + usize::from(state)).map(move |(blob, named)| (format!("{folder}{blob}"), named))
 }
 
+/// The checkpoint of whose blobs this is a name.
+pub(super) fn checkpoint_of(tag: &str) -> Option<CheckpointId> {
+    let (id, _) = tag.strip_prefix(CHECKPOINTS)?.split_once('/')?;
+    Some(CheckpointId(id.parse().ok()?))
+}
+
 /// What the names of one mixture's blobs begin with.
 pub(super) fn mixture(hash: Hash) -> String {
     format!("{MIXTURES}{hash}/")

@@ -50,7 +50,8 @@ impl BlobWork {
         Ok((store(WEIGHTS, published.weights).await?, store(STATE, published.state).await?))
     }
 
-    /// Gives stored blobs the name of their checkpoint, so that [`BlobWork::forget`] finds them.
+    /// Gives stored blobs the name of their checkpoint, so that [`BlobWork::forget`] finds them. Where this fails, or the process ends before, the next
+    /// start does it.
     pub(in super::super) fn adopt(&self, id: CheckpointId, part: Part, made: &Made) {
         let blobs = self.blobs.clone();
         let (step, named) = (made.step, [(WEIGHTS, made.weights.hash), (STATE, made.state.hash)]);
@@ -72,6 +73,17 @@ impl BlobWork {
     pub(in super::super) fn is_damaged(&self, checkpoint: &Checkpoint) -> bool {
         let damaged = self.blobs.damaged_blobs();
         [checkpoint.weights, checkpoint.state].iter().any(|blob| damaged.contains(&blob.hash.0))
+    }
+
+    /// True if one of the checkpoint's blobs is not here, or not whole.
+    pub(in super::super) async fn is_missing(&self, checkpoint: &Checkpoint) -> bool {
+        for blob in [checkpoint.weights, checkpoint.state] {
+            // A store that fails has not lost it.
+            if !self.blobs.has(blob.hash.0).await.unwrap_or(true) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Lets go of a checkpoint's blobs.
@@ -192,11 +204,13 @@ mod tests {
         assert_eq!(fetch(&bad_state, true).await, Err(FetchFailure::Unusable));
         assert_eq!(fetch(&bad_state, false).await, Ok(()), "its weights can be drawn with");
         assert_eq!(fetch(&good, true).await, Ok(()));
+        assert!(!fetcher.is_missing(&good).await);
 
         // The owner is gone, and this disk returns other bytes.
         owner.shutdown().await;
         let file = fetcher.blobs().file(good.state.hash.0, folder.path()).await.unwrap();
         std::fs::write(file, b"other").unwrap();
         assert_eq!(fetch(&good, true).await, Err(FetchFailure::Unavailable));
+        assert!(fetcher.is_missing(&good).await);
     }
 }

@@ -28,14 +28,14 @@ impl BlobWork {
     pub(in super::super) async fn job(
         &self,
         part: Part,
-        from: Option<Verified<Checkpoint>>,
+        from: Option<&Verified<Checkpoint>>,
         me: NodeId,
         peers: &[NodeId],
     ) -> anyhow::Result<Job> {
         let (manifest, compute) = (self.manifest.clone(), self.compute);
         let encoder = self.text.clone().context("this node was started to train nothing")?;
         let config = recipe::part_config(&manifest, part);
-        let published_here = from.as_ref().is_some_and(|checkpoint| checkpoint.author() == me);
+        let published_here = from.is_some_and(|checkpoint| checkpoint.author() == me);
         let published = match from {
             Some(checkpoint) => {
                 let (weights_max, state_max) = size_limits(&config);

@@ -74,8 +74,12 @@ impl Driver {
         let peers: Vec<_> = self.agent.peers().keys().copied().collect();
         let (work, me) = (self.work.clone(), self.agent.id());
         let task = self.tasks.spawn(async move {
-            let job = work.job(part, from, me, &peers).await.map(Box::new).map_err(|error| format!("{error:#}"));
-            Done::Prepared { part, job }
+            let job = work.job(part, from.as_ref(), me, &peers).await;
+            let lost = match from {
+                Some(from) if job.is_err() && work.is_missing(&from).await => Some(from.id()),
+                _ => None,
+            };
+            Done::Prepared { part, job: job.map(Box::new).map_err(|error| format!("{error:#}")), lost }
         });
         self.training.insert(part, Training::Preparing(task));
     }
