@@ -160,10 +160,12 @@ async fn a_stalled_provider_loses_its_pieces_and_a_failed_fetch_is_resumed() {
     assert_eq!(tried.len(), 1);
     assert_eq!(tried[0].provider, id(1));
     assert!(!fetcher.has(hash).await.unwrap());
+    assert_eq!(fetcher.unfinished(""), ["fetched"]);
 
     let report = fetcher.fetch(request(hash, data.len(), &[1, 2])).await.unwrap();
     assert!(report.resumed > 0, "{report:?}");
     assert_eq!(report.per_provider.values().sum::<u64>() + report.resumed, data.len() as u64);
+    assert_eq!((fetcher.unfinished("").len(), fetcher.tags("")), (0, vec!["fetched".to_owned()]));
     assert_eq!(fetcher.bytes(hash, u64::MAX).await.unwrap(), data);
 }
 

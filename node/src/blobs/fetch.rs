@@ -74,7 +74,7 @@ pub(super) async fn fetch(blobs: &Blobs, request: FetchRequest) -> Result<FetchR
         return Ok(FetchReport { bytes, resumed: bytes, per_provider: BTreeMap::new(), failures: Vec::new() });
     }
     // What arrives outlives this fetch, should it fail, and this process.
-    let partial = partial_tag(&hash);
+    let partial = partial_tag(&request.tag);
     let partial_held = blobs.store.tags().temp_tag(hash).await.map_err(BlobsError::store)?;
     blobs.pins.set_tag(&partial, partial_held);
     blobs.store.tags().set(&partial, hash).await.map_err(BlobsError::store)?;

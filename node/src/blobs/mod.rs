@@ -172,14 +172,9 @@ impl Blobs {
     }
 
     /// Fetches a blob from several providers at once and keeps it under the request's tag. Durable on return; what had
-    /// arrived before a failure is kept (see [`Blobs::abandon`]) and not fetched again.
+    /// arrived before a failure is kept until the tag is dropped, and not fetched again.
     pub async fn fetch(&self, request: FetchRequest) -> Result<FetchReport, BlobsError> {
         fetch::fetch(self, request).await
-    }
-
-    /// Gives up a fetch that failed: its partial blob may be swept.
-    pub async fn abandon(&self, hash: Hash32) -> Result<(), BlobsError> {
-        self.untag(&pins::partial_tag(&Hash::from(hash))).await.map(drop)
     }
 
     /// Gives a blob that is here one more name.
@@ -191,17 +186,25 @@ impl Blobs {
         self.keep(tag, held).await.map(drop)
     }
 
-    /// Drops one tag; true if it was there. The blob is swept at a later collection unless another tag holds it.
+    /// Drops one tag, and what has arrived of an unfinished fetch under it; true if the tag was there. The blob is swept at a later collection
+    /// unless another tag holds it.
     pub async fn untag(&self, tag: &str) -> Result<bool, BlobsError> {
-        self.pins.drop_tags(|name| name == tag);
-        let dropped = self.store.tags().delete(tag).await.map_err(BlobsError::store)?;
-        Ok(dropped > 0)
+        let mut dropped = false;
+        for name in [pins::partial_tag(tag), tag.to_owned()] {
+            self.pins.drop_tags(|other| other == name);
+            dropped = self.store.tags().delete(&name).await.map_err(BlobsError::store)? > 0;
+        }
+        Ok(dropped)
     }
 
-    /// Drops every tag that begins with `prefix`; returns how many there were.
+    /// The same for every tag that begins with `prefix`; returns how many there were.
     pub async fn untag_prefix(&self, prefix: &str) -> Result<u64, BlobsError> {
-        self.pins.drop_tags(|name| name.starts_with(prefix));
-        self.store.tags().delete_prefix(prefix).await.map_err(BlobsError::store)
+        let mut dropped = 0;
+        for prefix in [pins::partial_tag(prefix), prefix.to_owned()] {
+            self.pins.drop_tags(|name| name.starts_with(&prefix));
+            dropped = self.store.tags().delete_prefix(&prefix).await.map_err(BlobsError::store)?;
+        }
+        Ok(dropped)
     }
 
     /// Remembers where a node serves blobs; addresses add up. Ignored for an id that is no key.
@@ -234,6 +237,12 @@ impl Blobs {
     /// The names that begin with `prefix`.
     pub fn tags(&self, prefix: &str) -> Vec<String> {
         self.pins.names(prefix)
+    }
+
+    /// The names that begin with `prefix` under which a fetch did not end, and something has arrived.
+    pub fn unfinished(&self, prefix: &str) -> Vec<String> {
+        let partial = self.pins.names(&pins::partial_tag(prefix));
+        partial.iter().filter_map(|name| name.strip_prefix(pins::PARTIAL)).map(str::to_owned).collect()
     }
 
     /// Blobs that were found damaged on disk and are not replaced yet.

@@ -11,9 +11,12 @@ use iroh_blobs::Hash;
 use iroh_blobs::api::TempTag;
 use iroh_blobs::store::{ProtectCb, ProtectOutcome};
 
-/// The tag that keeps what has arrived of an unfinished fetch.
-pub(super) fn partial_tag(hash: &Hash) -> String {
-    format!("partial/{}", hash.to_hex())
+/// What the tags begin with that keep what has arrived of unfinished fetches.
+pub(super) const PARTIAL: &str = "partial/";
+
+/// The tag that keeps what has arrived of a blob that is being fetched for another tag.
+pub(super) fn partial_tag(tag: &str) -> String {
+    format!("{PARTIAL}{tag}")
 }
 
 /// The names that are kept, and what is not yet safe without its temporary tag.

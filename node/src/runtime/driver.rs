@@ -176,6 +176,7 @@ impl Driver {
             self.next_look = self.now() + LOOK_EVERY;
             self.note_losses()?;
             self.drop_damaged()?;
+            self.drop_unlisted();
             self.remember_peers()?;
             self.heed_the_disk();
             let best = |part| self.agent.best(part).map(|best| best.state.hash);
@@ -355,6 +356,16 @@ impl Driver {
         self.database.forget(self.agent.run(), id)?;
         self.agent.lost(self.now(), id);
         Ok(())
+    }
+
+    /// What fetches that did not end have left of checkpoints that are listed no more is of use to nobody. Of any other it is what they go on from.
+    fn drop_unlisted(&self) {
+        let register = self.agent.register();
+        let is_listed = |id| self.agent.manifest().parts().any(|part| register.checkpoint(part, id).is_some());
+        let of_use = |id: &CheckpointId| is_listed(*id) || self.agent.holds(*id);
+        for id in self.work.checkpoints().into_iter().filter(|id| !of_use(id)) {
+            self.work.forget(id);
+        }
     }
 
     /// Keeps where peers were met, so that the next start does not hang on the seeds.

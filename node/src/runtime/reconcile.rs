@@ -43,8 +43,14 @@ pub(super) async fn reconcile(
         here.push((id, state));
         kept.insert(id);
     }
-    for tag in named.iter().filter(|tag| tags::checkpoint_of(tag).is_none_or(|id| !kept.contains(&id))) {
-        blobs.untag(tag).await?;
+    // An unfinished fetch goes on where it was, if what it fetches is listed still.
+    let unfinished = blobs.unfinished(CHECKPOINTS);
+    kept.extend(unfinished.iter().filter_map(|tag| tags::checkpoint_of(tag)).filter(|id| listed(*id).is_some()));
+    let is_surplus = |tag: &&String| tags::checkpoint_of(tag).is_none_or(|id| !kept.contains(&id));
+    // Earlier versions named what is unfinished by its hash alone.
+    let nameless = blobs.unfinished("").into_iter().filter(|tag| !tag.contains('/'));
+    for tag in named.iter().chain(&unfinished).filter(is_surplus).cloned().chain(nameless) {
+        blobs.untag(&tag).await?;
     }
     // Stored by a trainer, and never signed.
     blobs.untag_prefix(NEW).await?;
@@ -62,7 +68,7 @@ mod tests {
     const PART: Part = Part::Expert(0);
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_is_held_keeps_a_name_and_what_is_not_loses_its_own() {
+    async fn what_is_held_keeps_a_name_and_what_is_listed_its_unfinished_fetch() {
         let folder = tempfile::tempdir().unwrap();
         let dir = DataDir::new(folder.path());
         Database::init(&dir).unwrap();
@@ -85,13 +91,28 @@ mod tests {
         let held = publish(7, store(&weights).await, store(&state).await);
         database.hold(run, held, true).unwrap();
         store(&tags::new(PART, 8, tags::WEIGHTS)).await;
+        // Of two others the weights are here, and a part of the state.
+        let absent = Blob { hash: Hash::of(b"absent"), bytes: 9 };
+        let listed = tags::checkpoint(publish(6, absent, absent));
         let unlisted = tags::checkpoint(CheckpointId(Hash::of(b"unlisted")));
-        store(&format!("{unlisted}weights")).await;
+        for folder in [&listed, &unlisted] {
+            store(&format!("{folder}weights")).await;
+            store(&format!("partial/{folder}state")).await;
+        }
+        let shard = Hash::of(b"shard");
+        store(&format!("partial/{}", tags::shard(&shard))).await;
+        store(&format!("partial/{shard}")).await;
 
         let memory = reconcile(&database, &blobs, run, &manifest).await.unwrap();
         assert_eq!(memory.held, [(held, true)]);
         let held = tags::checkpoint(held);
-        let kept = [format!("{held}weights"), format!("{held}state")];
+        let kept = [
+            format!("{held}weights"),
+            format!("{held}state"),
+            format!("{listed}weights"),
+            format!("partial/{listed}state"),
+            format!("partial/{}", tags::shard(&shard)),
+        ];
         assert_eq!(blobs.tags("").into_iter().collect::<HashSet<_>>(), kept.into());
     }
 }

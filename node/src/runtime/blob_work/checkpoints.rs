@@ -1,6 +1,6 @@
 //! Checkpoints on their way into the store and out of it again: made here or fetched, checked, named and let go.
 
-use std::io;
+use std::{collections::HashSet, io};
 
 use paris_model::{checkpoint::CheckpointError, config::PartConfig, state::Published};
 use paris_protocol::{
@@ -15,7 +15,7 @@ use paris_protocol::{
 use super::{
     super::{
         recipe,
-        tags::{self, STATE, WEIGHTS},
+        tags::{self, CHECKPOINTS, STATE, WEIGHTS},
     },
     BlobWork, size_limits,
 };
@@ -94,6 +94,12 @@ impl BlobWork {
                 tracing::warn!("a checkpoint that is needed no more stays on disk: {error}");
             }
         });
+    }
+
+    /// Checkpoints of which something is here, if only in part.
+    pub(in super::super) fn checkpoints(&self) -> HashSet<CheckpointId> {
+        let (whole, unfinished) = (self.blobs.tags(CHECKPOINTS), self.blobs.unfinished(CHECKPOINTS));
+        whole.iter().chain(&unfinished).filter_map(|tag| tags::checkpoint_of(tag)).collect()
     }
 
     /// Fetches a checkpoint's blobs and checks that they are what the manifest says of the part.
