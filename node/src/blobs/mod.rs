@@ -180,9 +180,13 @@ impl Blobs {
     /// Gives a blob that is here one more name.
     ///
     /// # Errors
-    /// [`BlobsError::Missing`] if it is not wholly here.
+    /// [`BlobsError::Missing`] if it is not wholly here: then it is not given the name.
     pub async fn tag(&self, tag: &str, hash: Hash32) -> Result<(), BlobsError> {
+        // Before looking, so that it is not swept while we look.
         let held = self.store.tags().temp_tag(Hash::from(hash)).await.map_err(BlobsError::store)?;
+        if !self.has(hash).await? {
+            return Err(BlobsError::Missing { hash: held.hash() });
+        }
         self.keep(tag, held).await.map(drop)
     }
 

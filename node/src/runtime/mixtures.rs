@@ -181,15 +181,31 @@ impl BlobWork {
     async fn keep_mixture(&self, mixture: &Mixture) -> Result<Hash, KeepError> {
         let bytes = mixture.to_bytes()?;
         let hash = Hash::of(&bytes);
-        for checkpoint in Mixture::read(&bytes, self.run(), self.manifest())? {
+        let checkpoints = Mixture::read(&bytes, self.run(), self.manifest())?;
+        let kept = self.keep_blobs(hash, bytes, &checkpoints).await;
+        if kept.is_err() && !self.mixtures().contains(&hash) {
+            // Nobody would find the names again that were given before it failed.
+            self.blobs().untag_prefix(&tags::mixture(hash)).await?;
+        }
+        kept.map(|()| hash)
+    }
+
+    async fn keep_blobs(
+        &self,
+        hash: Hash,
+        record: Vec<u8>,
+        checkpoints: &[Verified<Checkpoint>],
+    ) -> Result<(), KeepError> {
+        for checkpoint in checkpoints {
             let tag = format!("{}{}", tags::mixture(hash), checkpoint.part);
             match self.blobs().tag(&tag, checkpoint.weights.hash.0).await {
                 Err(BlobsError::Missing { .. }) => return Err(KeepError::Gone(checkpoint.part)),
                 kept => kept?,
             }
         }
-        self.blobs().add_bytes(&format!("{}{RECORD}", tags::mixture(hash)), bytes).await?;
-        Ok(hash)
+        // Last: what has a record is whole.
+        self.blobs().add_bytes(&format!("{}{RECORD}", tags::mixture(hash)), record).await?;
+        Ok(())
     }
 
     fn mixtures(&self) -> Vec<Hash> {
@@ -197,5 +213,32 @@ impl BlobWork {
         let mut all: Vec<_> = self.blobs().tags(MIXTURES).into_iter().filter_map(of_record).collect();
         all.sort_unstable();
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paris_protocol::checkpoint::Blob;
+
+    use super::{super::testing, *};
+    use crate::store::DataDir;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_mixture_that_cannot_be_kept_leaves_no_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let manifest = testing::shared(testing::manifest(1, 1));
+        let work = testing::blob_work(&DataDir::new(folder.path()), &manifest).await;
+        let weights = work.blobs().add_bytes("here", b"weights".to_vec()).await.unwrap();
+        let here = Blob { hash: Hash(weights.hash), bytes: weights.size };
+        let gone = Blob { hash: Hash::of(b"gone"), bytes: 4 };
+        let mixture = |router| {
+            let parts = [(Part::Expert(0), here), (Part::Router, router)];
+            Mixture::of(work.run(), &parts.map(|(part, blob)| testing::checkpoint(&manifest, part, 1, (blob, blob))))
+        };
+        let refused = work.keep_mixture(&mixture(gone)).await;
+        assert!(matches!(refused, Err(KeepError::Gone(Part::Router))), "{refused:?}");
+        assert_eq!(work.blobs().tags(MIXTURES), Vec::<String>::new());
+        let kept = work.keep_mixture(&mixture(here)).await.unwrap();
+        assert_eq!((work.mixtures(), work.blobs().tags(MIXTURES).len()), (vec![kept], 3));
     }
 }
