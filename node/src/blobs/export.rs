@@ -11,6 +11,9 @@ use iroh_blobs::store::fs::options::InlineOptions;
 
 use super::{Blobs, BlobsError, Hash32};
 
+/// What the names of folders begin with in which exports are written.
+const UNFINISHED: &str = ".export-";
+
 impl Blobs {
     /// Writes a blob to `path`: the whole, verified and on disk, or nothing. Replaces a file that is there. A blob that turns out to be damaged
     /// counts as missing from then on, as with [`Blobs::bytes`].
@@ -21,7 +24,7 @@ impl Blobs {
         let path = std::path::absolute(path).map_err(|error| BlobsError::file(path, error))?;
         let parent = path.parent().unwrap_or(Path::new("/")).to_path_buf();
         let failed = |error: io::Error| BlobsError::file(&path, error);
-        let beside = tempfile::Builder::new().prefix(".export-").tempdir_in(&parent).map_err(failed)?;
+        let beside = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&parent).map_err(failed)?;
         let partial = beside.path().join("blob");
         self.store.export(hash, &partial).finish().await.map_err(|error| BlobsError::file(&path, error))?;
         let target = path.clone();
@@ -51,6 +54,17 @@ impl Blobs {
             Ok(true) => Ok(path),
             Ok(false) => Err(self.mark_damaged(hash.into(), "the bytes have another hash".into())),
             Err(error) => Err(self.mark_damaged(hash.into(), format!("{}: {error}", path.display()))),
+        }
+    }
+}
+
+/// Removes what exports to a folder have left that did not end. Nothing may be under way there.
+pub fn remove_unfinished_exports(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED)
+            && let Err(error) = std::fs::remove_dir_all(entry.path())
+        {
+            tracing::warn!("{} is of no use and stays on disk: {error}", entry.path().display());
         }
     }
 }

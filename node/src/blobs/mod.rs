@@ -37,6 +37,7 @@ use iroh_blobs::{BlobsProtocol, Hash};
 use paris_protocol::identity::NodeId;
 
 pub use self::error::{BlobsError, ProviderFailure};
+pub use self::export::remove_unfinished_exports;
 pub use self::fetch::{FetchReport, FetchRequest, Size};
 use self::pins::Pins;
 

@@ -44,7 +44,7 @@ use self::{
     keeping::{Keeping, Places},
 };
 use crate::{
-    blobs::{Blobs, BlobsConfig, BlobsError, FetchRequest, Size},
+    blobs::{self, Blobs, BlobsConfig, BlobsError, FetchRequest, Size},
     encoders::{self, EncoderError},
     history::History,
     memory::Memory,
@@ -335,6 +335,9 @@ impl Node {
         let known = database.known_addresses(run)?.iter().filter_map(|text| text.parse().ok()).collect();
         let network_config = NetworkConfig { secret, run: run.0.0, listen, seeds, known, mdns: config.mdns };
         let memory = reconcile::reconcile(&database, &blobs, run, &manifest).await?;
+        for folder in [config.dir.weights_path(), config.dir.shards_path()] {
+            blobs::remove_unfinished_exports(&folder);
+        }
         let settings = Settings { capacity, mirror: Mirror::Replicas };
         let boot = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64);
         let keypair = config.dir.keypair()?;
