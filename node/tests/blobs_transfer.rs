@@ -147,6 +147,21 @@ async fn providers_that_are_dead_or_have_nothing_are_passed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn however_many_have_nothing_the_last_is_asked_too_and_nobody_twice() {
+    let ((has, _a), (fetcher, _b)) = (start(1).await, start(2).await);
+    let stored = has.add_bytes("blob", noise(0, 1 << 20)).await.unwrap();
+    fetcher.learn(id(1), has.addresses());
+    // Of these nobody has ever heard.
+    let strangers: Vec<u8> = (100..200).collect();
+    let error = fetcher.fetch(request(stored.hash, 1 << 20, &[&strangers[..], &strangers].concat())).await.unwrap_err();
+    let BlobsError::Unavailable { tried, .. } = &error else { panic!("{error}") };
+    assert_eq!(tried.len(), strangers.len());
+    assert!(error.to_string().ends_with("and 84 more"), "{error}");
+    let report = fetcher.fetch(request(stored.hash, 1 << 20, &[&strangers[..], &[1]].concat())).await.unwrap();
+    assert_eq!(report.per_provider, [(id(1), 1 << 20)].into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_provider_loses_its_pieces_and_a_failed_fetch_is_resumed() {
     let data = noise(0, 4 << 20);
     let (_router, address) = stalling_provider(1, data.clone(), 40).await;

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use iroh_blobs::Hash;
 use paris_protocol::identity::NodeId;
 
+/// Providers that an error names.
+const TRIED_SAID_MAX: usize = 16;
+
 /// What can go wrong with blobs.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobsError {
@@ -113,5 +116,9 @@ fn list(tried: &[ProviderFailure]) -> String {
     if tried.is_empty() {
         return "nobody: no provider is known".into();
     }
-    tried.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    let mut said: Vec<_> = tried.iter().take(TRIED_SAID_MAX).map(ToString::to_string).collect();
+    if tried.len() > TRIED_SAID_MAX {
+        said.push(format!("and {} more", tried.len() - TRIED_SAID_MAX));
+    }
+    said.join(", ")
 }

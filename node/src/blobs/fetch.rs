@@ -1,10 +1,10 @@
 //! Fetching one blob from several providers at once.
 //!
 //! Every provider is first asked for the blob's last chunk, which proves the size; then all of them take pieces from one
-//! list ([`super::pieces`]). A provider that fails, stalls or sends wrong bytes gives its piece back and is out; what it
-//! had delivered is verified and kept. So the fastest provider sends most, and any one that has the blob is enough.
+//! list ([`super::pieces`]). A provider that fails, stalls or sends wrong bytes gives its piece back and is out, and another
+//! takes its place; what it had delivered is verified and kept. So the fastest provider sends most, and any one that has the blob is enough.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,8 +26,8 @@ use super::{Blobs, BlobsError, Hash32, ProviderFailure};
 
 /// Pieces that one provider sends at once: the next is asked for while the last is under way.
 const PIECES_PER_PROVIDER: usize = 2;
-/// Providers of one fetch; more are not asked.
-const PROVIDERS_MAX: usize = 16;
+/// Providers of one fetch that are asked at once.
+const PROVIDERS_AT_ONCE: usize = 16;
 
 /// What is known of a blob's size before it is fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub struct FetchRequest {
     pub hash: Hash32,
     /// Its size, as far as known.
     pub size: Size,
-    /// Who may have it. Their addresses must have been [learnt](Blobs::learn). At most sixteen are asked.
+    /// Who may have it, the most likely first. Their addresses must have been [learnt](Blobs::learn). Sixteen are asked at once, and nobody twice.
     pub providers: Vec<NodeId>,
     /// The name under which it is kept.
     pub tag: String,
@@ -88,7 +88,7 @@ pub(super) async fn fetch(blobs: &Blobs, request: FetchRequest) -> Result<FetchR
         hash,
         size: request.size,
         present: present.ranges.clone(),
-        workers: PIECES_PER_PROVIDER * request.providers.len().min(PROVIDERS_MAX),
+        workers: PIECES_PER_PROVIDER * request.providers.len().min(PROVIDERS_AT_ONCE),
         stall_timeout: blobs.stall_timeout,
         pieces: OnceCell::new(),
         received: Mutex::default(),
@@ -160,18 +160,17 @@ impl Transfer {
     async fn run(&self, blobs: &Blobs, providers: &[NodeId]) -> Result<Vec<ProviderFailure>, BlobsError> {
         let mut failures = Vec::new();
         let own = NodeId(*blobs.endpoint.id().as_bytes());
-        let mut serving: FuturesUnordered<_> = providers
-            .iter()
-            .filter(|provider| **provider != own)
-            .take(PROVIDERS_MAX)
-            .map(async |provider| (*provider, self.serve(blobs, *provider).await))
-            .collect();
+        let mut asked = HashSet::from([own]);
+        let mut waiting = providers.iter().copied().filter(|provider| asked.insert(*provider));
+        let serve = move |provider| async move { (provider, self.serve(blobs, provider).await) };
+        let mut serving: FuturesUnordered<_> = waiting.by_ref().take(PROVIDERS_AT_ONCE).map(serve).collect();
         while let Some((provider, result)) = serving.next().await {
             match result {
                 Ok(()) => {}
                 Err(Stop::Provider(reason)) => {
                     tracing::debug!(%provider, reason, hash = %self.hash.fmt_short(), "a provider dropped out");
                     failures.push(ProviderFailure { provider, reason });
+                    serving.extend(waiting.next().map(serve));
                 }
                 Err(Stop::Blob(error)) => return Err(error),
             }

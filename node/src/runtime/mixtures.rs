@@ -2,8 +2,6 @@
 //!
 //! The agent knows nothing of them. A mixture is kept by its names in the blob store alone: one for its record, one for the weights of each part.
 
-use std::collections::BTreeSet;
-
 use paris_protocol::{
     checkpoint::{Checkpoint, CheckpointId},
     codec::{CodecError, Wire},
@@ -119,8 +117,9 @@ impl NodeHandle {
     /// A mixture's record, as its checkpoints.
     async fn record(&self, hash: Hash) -> Result<Vec<Verified<Checkpoint>>, KeepError> {
         let limit = Mixture::LIMIT as u64;
-        let providers = self.work.seeds().chain(self.holders(None).await?);
-        let request = request(hash, Size::AtMost(limit), providers, format!("{}{RECORD}", tags::mixture(hash)));
+        let providers = self.work.seeds().chain(self.holders(None).await?).collect();
+        let tag = format!("{}{RECORD}", tags::mixture(hash));
+        let request = FetchRequest { hash: hash.0, size: Size::AtMost(limit), providers, tag };
         self.fetch(hash, "its record", request).await?;
         let bytes = self.work.blobs().bytes(hash.0, limit).await?;
         let read = Mixture::read(&bytes, self.work.run(), self.work.manifest());
@@ -141,8 +140,9 @@ impl NodeHandle {
         }
         let holders = self.holders(Some(checkpoint.id())).await?;
         let providers = [checkpoint.author()].into_iter().chain(holders).chain(self.work.seeds());
+        let (hash, size) = (weights.hash.0, Size::Exactly(weights.bytes));
         let tag = format!("{}{part}", tags::mixture(mixture));
-        let request = request(weights.hash, Size::Exactly(weights.bytes), providers, tag);
+        let request = FetchRequest { hash, size, providers: providers.collect(), tag };
         self.fetch(mixture, &format!("the weights of {part}"), request).await?;
         self.work.check_weights(config, weights).await.map_err(|error| match error {
             CheckError::Content(error) => unusable(error.to_string()),
@@ -168,13 +168,6 @@ impl NodeHandle {
         self.calls.send(Call::Holders(id, answer)).await.map_err(|_| KeepError::Stopped)?;
         answered.await.map_err(|_| KeepError::Stopped)
     }
-}
-
-/// A request that asks nobody twice.
-fn request(hash: Hash, size: Size, providers: impl Iterator<Item = NodeId>, tag: String) -> FetchRequest {
-    let mut asked = BTreeSet::new();
-    let providers = providers.filter(|provider| asked.insert(*provider)).collect();
-    FetchRequest { hash: hash.0, size, providers, tag }
 }
 
 impl BlobWork {

@@ -38,12 +38,10 @@ impl Driver {
         }
     }
 
-    /// Live peers, those that say they hold the checkpoint first; the others in another order every second, since only some are asked at a time.
+    /// Live peers, those that say they hold the checkpoint first.
     pub(super) fn holders_first(&self, id: Option<CheckpointId>) -> Vec<NodeId> {
         let holds = |node: &NodeId| id.is_some_and(|id| self.agent.peers()[node].presence.holds.contains(&id));
         let (mut holders, mut others): (Vec<_>, Vec<_>) = self.agent.peers().keys().copied().partition(holds);
-        let turn = self.now().as_secs() as usize % others.len().max(1);
-        others.rotate_left(turn);
         holders.append(&mut others);
         holders
     }
