@@ -162,6 +162,18 @@ async fn however_many_have_nothing_the_last_is_asked_too_and_nobody_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_learnt_of_a_node_replaces_what_was_known() {
+    let ((provider, _a), (fetcher, _b)) = (start(1).await, start(2).await);
+    let stored = provider.add_bytes("blob", noise(0, 1 << 20)).await.unwrap();
+    fetcher.learn(id(1), vec![(Ipv4Addr::LOCALHOST, 9).into()]);
+    fetcher.learn(id(1), provider.addresses());
+    fetcher.learn(id(1), Vec::new());
+    assert!(fetcher.fetch(request(stored.hash, 1 << 20, &[1])).await.is_err(), "it was forgotten");
+    fetcher.learn(id(1), provider.addresses());
+    fetcher.fetch(request(stored.hash, 1 << 20, &[1])).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_provider_loses_its_pieces_and_a_failed_fetch_is_resumed() {
     let data = noise(0, 4 << 20);
     let (_router, address) = stalling_provider(1, data.clone(), 40).await;

@@ -212,11 +212,15 @@ impl Blobs {
         Ok(dropped)
     }
 
-    /// Remembers where a node serves blobs; addresses add up. Ignored for an id that is no key.
+    /// Remembers where a node serves blobs, in place of what was known before; nowhere forgets it. Ignored for an id that is no key.
     pub fn learn(&self, node: NodeId, addresses: Vec<SocketAddr>) {
-        if let Ok(id) = EndpointId::from_bytes(&node.0) {
-            let addresses = addresses.into_iter().map(TransportAddr::Ip);
-            self.lookup.add_endpoint_info(EndpointAddr::from_parts(id, addresses));
+        let Ok(id) = EndpointId::from_bytes(&node.0) else { return };
+        match addresses.is_empty() {
+            true => drop(self.lookup.remove_endpoint_info(id)),
+            false => {
+                let addresses = addresses.into_iter().map(TransportAddr::Ip);
+                drop(self.lookup.set_endpoint_info(EndpointAddr::from_parts(id, addresses)));
+            }
         }
     }
 

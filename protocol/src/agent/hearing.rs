@@ -97,13 +97,19 @@ impl Agent {
         if known.is_none_or(|known| known.addresses != presence.addresses) {
             self.act(Action::Learn { peer: from, addresses: presence.addresses.clone() });
         }
+        // Last: it may be this one.
+        if let Some(peer) = self.peers.make_room() {
+            self.act(Action::Learn { peer, addresses: Vec::new() });
+        }
     }
 
     /// Peers silent for longer than an owner may be are gone: they no longer count as candidates, replicas or providers. Idle peers of a crowd speak
     /// less often.
     pub(super) fn forget_silent_peers(&mut self, now: Time) {
         let silence = self.ttl() * self.crowding();
-        self.peers.forget_silent(now, silence);
+        for peer in self.peers.forget_silent(now, silence) {
+            self.act(Action::Learn { peer, addresses: Vec::new() });
+        }
     }
 
     /// True if so many peers are known that not all of them need to be served at once.

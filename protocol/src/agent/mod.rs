@@ -110,11 +110,11 @@ pub enum Action {
     Publish(Vec<u8>),
     /// Ask a peer for what this register lacks, with [`Agent::request`]; hand the answer to [`Agent::pulled`], or call [`Agent::pull_failed`].
     Pull(NodeId),
-    /// A peer's blobs can be fetched there.
+    /// A peer's blobs can be fetched there, and nowhere else any more.
     Learn {
         /// The peer.
         peer: NodeId,
-        /// Its blob addresses.
+        /// Its blob addresses; none of one that was forgotten.
         addresses: Vec<SocketAddr>,
     },
     /// Fetch and check a checkpoint's blobs; then call [`Agent::fetched`] or [`Agent::fetch_failed`].

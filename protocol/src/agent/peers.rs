@@ -56,17 +56,21 @@ impl Peers {
         if before.as_ref().is_none_or(|before| (before.presence.capacity > 0) != owns) {
             self.changes += 1;
         }
-        if self.known.len() > PEERS_MAX
-            && let Some((_, _, first)) = self.by_worth.pop_first()
-        {
-            self.known.remove(&first);
-            self.changes += 1;
-        }
         before.map(|peer| peer.presence)
     }
 
-    /// Forgets who was silent for longer than `silence`.
-    pub(super) fn forget_silent(&mut self, now: Time, silence: Time) {
+    /// Forgets one, if there are too many; says who.
+    pub(super) fn make_room(&mut self) -> Option<NodeId> {
+        let too_many = self.known.len() > PEERS_MAX;
+        let (_, _, first) = if too_many { self.by_worth.pop_first() } else { None }?;
+        self.known.remove(&first);
+        self.changes += 1;
+        Some(first)
+    }
+
+    /// Forgets who was silent for longer than `silence`; says who.
+    pub(super) fn forget_silent(&mut self, now: Time, silence: Time) -> Vec<NodeId> {
+        let mut forgotten = Vec::new();
         for keeps in [false, true] {
             while let Some(longest) = self.by_worth.range((keeps, Time::ZERO, NodeId([0; 32]))..).next().copied()
                 && longest.0 == keeps
@@ -75,8 +79,10 @@ impl Peers {
                 self.by_worth.remove(&longest);
                 self.known.remove(&longest.2);
                 self.changes += 1;
+                forgotten.push(longest.2);
             }
         }
+        forgotten
     }
 
     /// A number that differs whenever other peers own parts at all than before.
@@ -101,14 +107,17 @@ mod tests {
         let mut peers = Peers::default();
         for number in 0..PEERS_MAX as u16 {
             peers.note(Time::from_secs(number.into()), node(number), Arc::default());
+            assert_eq!(peers.make_room(), None);
         }
         // The first speaks again, so the second is now the longest silent.
         let later = Time::from_secs(PEERS_MAX as u64);
         assert!(peers.note(later, node(0), Arc::default()).is_some());
         assert!(peers.note(later, node(9999), Arc::default()).is_none());
+        assert_eq!(peers.make_room(), Some(node(1)));
         assert_eq!(peers.all().len(), PEERS_MAX);
         assert!(peers.all().contains_key(&node(0)) && !peers.all().contains_key(&node(1)));
-        peers.forget_silent(later, Time::from_secs(10));
+        let forgotten = peers.forget_silent(later, Time::from_secs(10));
+        assert_eq!(forgotten.len() + peers.all().len(), PEERS_MAX);
         assert!(peers.all().values().all(|peer| later - peer.heard <= Time::from_secs(10)));
         assert_eq!(peers.all().len(), peers.by_worth.len());
     }
@@ -119,14 +128,18 @@ mod tests {
         let holds = vec![CheckpointId(Hash::of(b"checkpoint"))];
         peers.note(Time::ZERO, node(0), Arc::new(Presence { holds, ..Presence::default() }));
         let crowd = 2 * PEERS_MAX as u16;
-        for number in 1..crowd {
+        let meet = |peers: &mut Peers, number: u16| {
             peers.note(Time::from_secs(number.into()), node(number), Arc::default());
+            peers.make_room();
+        };
+        for number in 1..crowd {
+            meet(&mut peers, number);
         }
         assert_eq!(peers.all().len(), PEERS_MAX);
         assert!(peers.all().contains_key(&node(0)) && !peers.all().contains_key(&node(1)));
         // Whoever holds nothing any more is as the others.
         peers.note(Time::from_secs(2), node(0), Arc::default());
-        peers.note(Time::from_secs(crowd.into()), node(crowd), Arc::default());
+        meet(&mut peers, crowd);
         assert!(!peers.all().contains_key(&node(0)));
         assert_eq!(peers.all().len(), peers.by_worth.len());
     }

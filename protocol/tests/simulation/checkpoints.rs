@@ -178,6 +178,16 @@ fn replicas_that_fetch_nothing_are_not_waited_for_and_others_stand_in() {
 }
 
 #[test]
+fn where_blobs_are_served_is_known_of_those_who_are_heard() {
+    let mut world = World::of(20, manifest(1, 1), 3, 1);
+    world.run_secs(30);
+    assert!((0..3).all(|node| world.nodes[node].learnt.len() == 2));
+    world.kill(2);
+    world.run_secs(30);
+    assert!((0..2).all(|node| world.nodes[node].learnt.len() == 1));
+}
+
+#[test]
 fn nodes_keep_few_checkpoints_however_long_they_run() {
     let mut world = World::of(15, manifest(2, 1), 3, 3);
     world.run_secs(1200);

@@ -62,6 +62,8 @@ pub(crate) struct Node {
     pub(crate) mute_fetches: bool,
     /// Its trainers leave no last checkpoint.
     pub(crate) mute_trainers: bool,
+    /// Whose blobs it knows where to fetch.
+    pub(crate) learnt: BTreeSet<NodeId>,
 }
 
 enum Event {
@@ -200,6 +202,7 @@ impl World {
             mute_blobs: false,
             mute_fetches: false,
             mute_trainers: false,
+            learnt: BTreeSet::new(),
         });
         let node = self.nodes.len() - 1;
         self.start(node);
@@ -289,8 +292,10 @@ impl World {
             held: it.disk.held.iter().map(|(id, state)| (*id, *state)).collect(),
         };
         let boot = u64::from(it.key) << 32 | (node as u64) << 16 | it.boots;
-        let agent = Agent::new(self.now, key(it.key), self.manifest.clone(), it.settings, boot, memory).unwrap();
+        let mut agent = Agent::new(self.now, key(it.key), self.manifest.clone(), it.settings, boot, memory).unwrap();
+        agent.set_addresses(vec![([127, 0, 0, 1], it.key.into()).into()]);
         it.agent = Some(agent);
+        it.learnt.clear();
         self.input(node, |_, _| ());
         for other in self.living() {
             if other != node && self.nodes[other].island == self.nodes[node].island {
@@ -411,7 +416,12 @@ impl World {
                 let delay = self.delay();
                 self.queue(delay, peer, Event::Request { from: node, request });
             }
-            Action::Learn { .. } => {}
+            Action::Learn { peer, addresses } => {
+                match addresses.is_empty() {
+                    true => self.nodes[node].learnt.remove(&peer),
+                    false => self.nodes[node].learnt.insert(peer),
+                };
+            }
             Action::Fetch { checkpoint, state, providers } => {
                 assert!(!providers.is_empty() && !providers.contains(&id));
                 self.asked.push(Asked { node, id: checkpoint.id(), providers: providers.clone() });

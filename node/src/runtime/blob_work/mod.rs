@@ -49,7 +49,10 @@ impl BlobWork {
         self.blobs.addresses()
     }
 
-    pub(super) fn learn(&self, peer: NodeId, addresses: Vec<SocketAddr>) {
+    /// Takes in where a peer says that it serves blobs. A seed may be reached where the ticket says as well.
+    pub(super) fn learn(&self, peer: NodeId, mut addresses: Vec<SocketAddr>) {
+        let seeds = self.ticket.seeds().iter().filter(|seed| seed.node == peer);
+        addresses.extend(seeds.flat_map(|seed| &seed.blobs));
         self.blobs.learn(peer, addresses);
     }
 
