@@ -11,7 +11,7 @@ use iroh::{Endpoint, RelayMode, SecretKey};
 use iroh_blobs::BlobsProtocol;
 use iroh_blobs::provider::events::{EventMask, EventSender, ProviderMessage, ThrottleMode};
 use iroh_blobs::store::mem::MemStore;
-use paris_node::blobs::{Blobs, BlobsConfig, BlobsError, FetchRequest, Hash32, Size};
+use paris_node::blobs::{Blobs, BlobsConfig, BlobsError, FetchRequest, Hash32, Patience, Size};
 use paris_protocol::identity::{Keypair, NodeId};
 use tempfile::TempDir;
 
@@ -208,6 +208,45 @@ async fn a_provider_that_stalls_midway_hands_over_to_the_other() {
     assert_eq!(fetcher.bytes(hash, u64::MAX).await.unwrap(), data);
 }
 
+/// For who waits for nobody to stall.
+const ENDLESS: Patience =
+    Patience { connect: PATIENCE, stall: Duration::MAX, slow: Duration::from_millis(10), piece: Duration::MAX };
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_slow_provider_has_begun_is_fetched_from_another() {
+    let data = noise(0, 8 << 20);
+    let (_router, address) = stalling_provider(1, data.clone(), 20).await;
+    let ((good, _a), directory) = (start(2).await, TempDir::new().unwrap());
+    let fetcher = Blobs::start(BlobsConfig { patience: ENDLESS, ..config(3, directory.path()) }).await.unwrap();
+    let hash = good.add_bytes("blob", data.clone()).await.unwrap().hash;
+    fetcher.learn(id(1), vec![address]);
+    fetcher.learn(id(2), good.addresses());
+    // The slow one never drops out: nothing but the help of the other ends this.
+    let fetched = tokio::time::timeout(PATIENCE, fetcher.fetch(request(hash, data.len(), &[1, 2]))).await;
+    assert!(fetched.unwrap().unwrap().failures.is_empty());
+    assert_eq!(fetcher.bytes(hash, u64::MAX).await.unwrap(), data);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_provider_is_out_if_a_piece_takes_too_long_and_what_arrived_goes_with_its_name() {
+    let data = noise(0, 8 << 20);
+    let (_router, address) = stalling_provider(1, data.clone(), 20).await;
+    let directory = TempDir::new().unwrap();
+    let patience = Patience { piece: Duration::from_secs(1), ..ENDLESS };
+    let fetcher = Blobs::start(BlobsConfig { patience, ..config(3, directory.path()) }).await.unwrap();
+    fetcher.learn(id(1), vec![address]);
+    let hash = *blake3::hash(&data).as_bytes();
+    let failed = fetcher.fetch(request(hash, data.len(), &[1])).await;
+    let Err(BlobsError::Unavailable { tried, .. }) = failed else { panic!("not a whole blob: {failed:?}") };
+    assert!(tried[0].reason.contains("no whole piece"), "{tried:?}");
+
+    assert!(matches!(fetcher.tag("mixture", hash).await, Err(BlobsError::Missing { .. })));
+    assert!(fetcher.tags("mixture").is_empty(), "what is not here is not given a name");
+    assert_eq!(fetcher.unfinished(""), ["fetched"]);
+    assert!(!fetcher.untag("fetched").await.unwrap());
+    assert!(fetcher.unfinished("").is_empty() && fetcher.tags("").is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_size_is_an_error_and_a_maximum_is_kept() {
     let ((provider, _a), (fetcher, _b)) = (start(1).await, start(2).await);
@@ -231,7 +270,7 @@ async fn a_wrong_size_is_an_error_and_a_maximum_is_kept() {
 async fn a_blob_that_nobody_has_is_an_error_that_names_who_was_asked() {
     let ((provider, _a), directory) = (start(1).await, TempDir::new().unwrap());
     let mut config = config(2, directory.path());
-    config.connect_timeout = Duration::from_secs(1);
+    config.patience.connect = Duration::from_secs(1);
     let fetcher = Blobs::start(config).await.unwrap();
     fetcher.learn(id(1), provider.addresses());
     fetcher.learn(id(4), vec![(Ipv4Addr::LOCALHOST, 9).into()]);

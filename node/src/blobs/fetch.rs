@@ -2,11 +2,11 @@
 //!
 //! Every provider is first asked for the blob's last chunk, which proves the size; then all of them take pieces from one
 //! list ([`super::pieces`]). A provider that fails, stalls or sends wrong bytes gives its piece back and is out, and another
-//! takes its place; what it had delivered is verified and kept. So the fastest provider sends most, and any one that has the blob is enough.
+//! takes its place; what it had delivered is verified and kept. Who has nothing left to do also takes what somebody is slow
+//! with. So the fastest provider sends most, any one that has the blob is enough, and none can hold up the others.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use iroh::EndpointId;
@@ -22,7 +22,7 @@ use tokio::sync::OnceCell;
 
 use super::pieces::Pieces;
 use super::pins::partial_tag;
-use super::{Blobs, BlobsError, Hash32, ProviderFailure};
+use super::{Blobs, BlobsError, Hash32, Patience, ProviderFailure};
 
 /// Pieces that one provider sends at once: the next is asked for while the last is under way.
 const PIECES_PER_PROVIDER: usize = 2;
@@ -89,7 +89,7 @@ pub(super) async fn fetch(blobs: &Blobs, request: FetchRequest) -> Result<FetchR
         size: request.size,
         present: present.ranges.clone(),
         workers: PIECES_PER_PROVIDER * request.providers.len().min(PROVIDERS_AT_ONCE),
-        stall_timeout: blobs.stall_timeout,
+        patience: blobs.patience,
         pieces: OnceCell::new(),
         received: Mutex::default(),
     };
@@ -149,7 +149,7 @@ struct Transfer {
     size: Size,
     present: ChunkRanges,
     workers: usize,
-    stall_timeout: Duration,
+    patience: Patience,
     /// The verified size and the work list, set by the first provider that proves the size.
     pieces: OnceCell<(u64, Pieces)>,
     received: Mutex<BTreeMap<NodeId, u64>>,
@@ -206,13 +206,13 @@ impl Transfer {
     async fn serve(&self, blobs: &Blobs, provider: NodeId) -> Result<(), Stop> {
         let id = EndpointId::from_bytes(&provider.0).map_err(Stop::provider)?;
         let connecting = blobs.endpoint.connect(id, iroh_blobs::ALPN);
-        let connection = tokio::time::timeout(blobs.connect_timeout, connecting)
+        let connection = tokio::time::timeout(self.patience.connect, connecting)
             .await
-            .map_err(|_| Stop::provider(format!("no connection within {:?}", blobs.connect_timeout)))?
+            .map_err(|_| Stop::provider(format!("no connection within {:?}", self.patience.connect)))?
             .map_err(Stop::provider)?;
         let size = self.before_stall(get_verified_size(&connection, &self.hash)).await?.map_err(Stop::provider)?.0;
         check_size(self.hash, self.size, size).map_err(Stop::Blob)?;
-        let cut = async || (size, Pieces::cut(size, self.workers, &self.present));
+        let cut = async || (size, Pieces::cut(size, self.workers, &self.present, self.patience.slow));
         let (_, pieces) = self.pieces.get_or_init(cut).await;
         let mut workers: FuturesUnordered<_> =
             (0..PIECES_PER_PROVIDER).map(|_| self.work(&connection, provider, pieces)).collect();
@@ -227,11 +227,18 @@ impl Transfer {
 
     /// Fetches piece after piece from one provider.
     async fn work(&self, connection: &Connection, provider: NodeId, pieces: &Pieces) -> Result<(), Stop> {
-        while let Some(piece) = pieces.take().await {
-            match self.fetch_piece(connection, provider, &piece).await {
-                Ok(()) => pieces.finish(),
+        while let Some(piece) = pieces.take(provider).await {
+            let fetching = self.fetch_piece(connection, provider, &piece.ranges);
+            let fetched = tokio::select! {
+                fetched = tokio::time::timeout(self.patience.piece, fetching) => fetched,
+                // Another was faster.
+                () = pieces.arrived(&piece) => continue,
+            };
+            let slow = |_| Stop::provider(format!("no whole piece within {:?}", self.patience.piece));
+            match fetched.map_err(slow).flatten() {
+                Ok(()) => pieces.finish(&piece),
                 Err(stop) => {
-                    pieces.give_back(piece);
+                    pieces.give_back(&piece, provider);
                     return Err(stop);
                 }
             }
@@ -270,7 +277,7 @@ impl Transfer {
     }
 
     async fn before_stall<T>(&self, future: impl Future<Output = T>) -> Result<T, Stop> {
-        let stalled = |_| Stop::provider(format!("sent nothing for {:?}", self.stall_timeout));
-        tokio::time::timeout(self.stall_timeout, future).await.map_err(stalled)
+        let stalled = |_| Stop::provider(format!("sent nothing for {:?}", self.patience.stall));
+        tokio::time::timeout(self.patience.stall, future).await.map_err(stalled)
     }
 }

@@ -57,10 +57,32 @@ pub struct BlobsConfig {
     pub relay: bool,
     /// How often what carries no tag is swept away.
     pub gc_interval: Duration,
-    /// A provider that sends nothing for so long loses its piece to another one.
-    pub stall_timeout: Duration,
-    /// How long connecting to a provider may take.
-    pub connect_timeout: Duration,
+    /// How long providers are waited for.
+    pub patience: Patience,
+}
+
+/// How long the providers of a fetch are waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// How long connecting to one may take. Who takes longer is out.
+    pub connect: Duration,
+    /// Who sends nothing for so long is out.
+    pub stall: Duration,
+    /// A piece that is under way for so long is asked of somebody else as well, if anybody has nothing to do.
+    pub slow: Duration,
+    /// Who takes longer for a piece (of at most 4 MiB) is out.
+    pub piece: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            stall: Duration::from_millis(1_500),
+            slow: Duration::from_secs(10),
+            piece: Duration::from_secs(300),
+        }
+    }
 }
 
 impl BlobsConfig {
@@ -72,8 +94,7 @@ impl BlobsConfig {
             bind: vec![(Ipv4Addr::UNSPECIFIED, 0).into()],
             relay: false,
             gc_interval: Duration::from_secs(60),
-            stall_timeout: Duration::from_millis(1_500),
-            connect_timeout: Duration::from_secs(5),
+            patience: Patience::default(),
         }
     }
 }
@@ -98,8 +119,7 @@ pub struct Blobs {
     pins: Arc<Pins>,
     /// Blobs that the store calls complete and whose bytes are not what their names say.
     damaged: Arc<Mutex<HashSet<Hash>>>,
-    stall_timeout: Duration,
-    connect_timeout: Duration,
+    patience: Patience,
 }
 
 impl Blobs {
@@ -120,9 +140,8 @@ impl Blobs {
         };
         let protocol = BlobsProtocol::new(&store, Some(gate::limits()));
         let router = Router::builder(endpoint.clone()).accept(iroh_blobs::ALPN, protocol).spawn();
-        let (stall_timeout, connect_timeout) = (config.stall_timeout, config.connect_timeout);
-        let (paths, damaged) = (Arc::new(paths), Arc::default());
-        Ok(Self { endpoint, lookup, router, store, paths, pins, damaged, stall_timeout, connect_timeout })
+        let (paths, damaged, patience) = (Arc::new(paths), Arc::default(), config.patience);
+        Ok(Self { endpoint, lookup, router, store, paths, pins, damaged, patience })
     }
 
     /// Stores bytes under `tag`, which replaces what the tag held before. Durable on return.

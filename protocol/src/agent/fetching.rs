@@ -15,7 +15,7 @@ use crate::{
     signed::Verified,
 };
 
-/// Fetches under way at once.
+/// Fetches under way with which none is begun that merely keeps up with a part. Who is to train waits for no other fetch.
 const FETCHES_MAX: usize = 4;
 
 impl Agent {
@@ -42,9 +42,6 @@ impl Agent {
             let retry = *retry;
             self.next_look = self.next_look.min(retry);
             self.wake_at(retry);
-            return false;
-        }
-        if self.holding.fetching.len() >= FETCHES_MAX {
             return false;
         }
         if providers.is_empty() {
@@ -89,6 +86,9 @@ impl Agent {
         // With every round of fetches twice as many have it, the owner counted.
         let enough = place.map_or(replicas, |place| (1 << (place + 1).ilog2()) - 1).min(replicas);
         if providers.len() < enough && self.has_earlier(part, state) && self.is_early(now, id, eighths) {
+            return;
+        }
+        if self.holding.fetching.len() >= FETCHES_MAX {
             return;
         }
         match providers.is_empty() || self.holding.failed.contains_key(&id) {

@@ -178,6 +178,26 @@ fn replicas_that_fetch_nothing_are_not_waited_for_and_others_stand_in() {
 }
 
 #[test]
+fn who_is_to_train_waits_for_no_other_fetch() {
+    let mut world = World::of(19, manifest(8, 1), 3, 9);
+    world.run_secs(65);
+    world.nodes[0].mute_fetches = true;
+    let muted = world.asked.len();
+    world.run_secs(60);
+    let begun = world.asked.len();
+    let under_way = world.asked[muted..].iter().filter(|asked| asked.node == 0).count();
+    assert_eq!(under_way, 4, "as many as merely keep up at once");
+    world.kill(1);
+    world.run_secs(40);
+    let fetches = |part| {
+        let of_part = |id| world.agent(0).register().checkpoint(part, id).is_some();
+        world.asked[begun..].iter().any(|asked| asked.node == 0 && of_part(asked.id))
+    };
+    let taken: Vec<_> = world.agent(0).owned().filter(|part| world.nodes[0].is_idle(*part)).collect();
+    assert!(!taken.is_empty() && taken.iter().all(|part| fetches(*part)), "{taken:?}");
+}
+
+#[test]
 fn where_blobs_are_served_is_known_of_those_who_are_heard() {
     let mut world = World::of(20, manifest(1, 1), 3, 1);
     world.run_secs(30);

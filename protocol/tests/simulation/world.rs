@@ -66,6 +66,13 @@ pub(crate) struct Node {
     pub(crate) learnt: BTreeSet<NodeId>,
 }
 
+impl Node {
+    /// True while a part is not in training here.
+    pub(crate) fn is_idle(&self, part: Part) -> bool {
+        !self.trainers.contains_key(&part)
+    }
+}
+
 enum Event {
     Tick,
     Gossip {
