@@ -5,6 +5,7 @@ mod blob_work;
 mod driver;
 mod fit;
 mod keeping;
+mod manifest;
 mod mixtures;
 pub mod recipe;
 mod reconcile;
@@ -23,7 +24,6 @@ use paris_model::{
 use paris_protocol::{
     agent::{Agent, InviteError, Mirror, Settings},
     checkpoint::{Checkpoint, CheckpointId},
-    codec::Wire,
     identity::NodeId,
     manifest::{Manifest, ManifestError, RunId},
     signed::Verified,
@@ -44,7 +44,7 @@ use self::{
     keeping::{Keeping, Places},
 };
 use crate::{
-    blobs::{self, Blobs, BlobsConfig, BlobsError, FetchRequest, Size},
+    blobs::{self, Blobs, BlobsConfig, BlobsError},
     encoders::{self, EncoderError},
     history::History,
     memory::Memory,
@@ -57,8 +57,6 @@ use crate::{
 const CALLS_MAX: usize = 64;
 /// How long a node that starts waits for the data directory: a command may have it for a moment, another node has it for good.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a manifest is waited for before the attempt is reported.
-const MANIFEST_WAIT: Duration = Duration::from_secs(5);
 
 /// How a node takes part.
 #[derive(Clone, Debug)]
@@ -314,7 +312,7 @@ impl Node {
             blobs.learn(seed.node, seed.blobs.clone());
         }
         let manifest = tokio::select! {
-            manifest = fetch_manifest(&database, &blobs, &ticket) => Arc::new(manifest?),
+            manifest = manifest::of_run(&database, &blobs, &ticket) => Arc::new(manifest?),
             () = give_up => return Err(NodeError::NoManifest { run, seeds: ticket.seeds().len() }),
         };
         for part in manifest.parts() {
@@ -410,34 +408,4 @@ async fn read_text_encoder(manifest: &Manifest, config: &NodeConfig) -> Result<A
         Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
         Err(_) => Err(NodeError::Stopped),
     }
-}
-
-/// The run's manifest from the store, or else from any seed; its bytes hash to the run's id, or it is not the manifest.
-async fn fetch_manifest(database: &Database, blobs: &Blobs, ticket: &Ticket) -> Result<Manifest, NodeError> {
-    let run = ticket.run();
-    if let Some(bytes) = database.manifest(run)? {
-        return Ok(Manifest::read(&bytes)?);
-    }
-    let mut waited = 0;
-    loop {
-        let request = FetchRequest {
-            hash: run.0.0,
-            size: Size::AtMost(Manifest::LIMIT as u64),
-            providers: ticket.seeds().iter().map(|seed| seed.node).collect(),
-            tag: tags::MANIFEST.to_owned(),
-        };
-        match blobs.fetch(request).await {
-            Ok(_) => break,
-            Err(error) if waited % 6 == 0 => {
-                tracing::warn!("no seed of run {run} answers ({error}); trying again until one does");
-            }
-            Err(_) => {}
-        }
-        waited += 1;
-        tokio::time::sleep(MANIFEST_WAIT).await;
-    }
-    let bytes = blobs.bytes(run.0.0, Manifest::LIMIT as u64).await?;
-    let manifest = Manifest::read(&bytes)?;
-    database.put_manifest(run, &bytes)?;
-    Ok(manifest)
 }

@@ -3,14 +3,10 @@
 use paris_protocol::{
     checkpoint::{Blob, Checkpoint, CheckpointId},
     hash::Hash,
+    manifest::RunId,
     part::Part,
     signed::Verified,
 };
-
-/// The manifest, for those who join.
-pub(crate) const MANIFEST: &str = "manifest";
-/// The base checkpoint.
-pub(crate) const BASE: &str = "base";
 
 /// What the names of blobs begin with whose checkpoint has no name yet.
 pub(super) const NEW: &str = "new/";
@@ -22,6 +18,16 @@ pub(super) const MIXTURES: &str = "mixture/";
 /// The blobs of a checkpoint.
 pub(super) const WEIGHTS: &str = "weights";
 pub(super) const STATE: &str = "state";
+
+/// A run's manifest, for those who join.
+pub(crate) fn manifest(run: RunId) -> String {
+    format!("manifest/{}", run.0)
+}
+
+/// A base checkpoint.
+pub(crate) fn base(hash: &Hash) -> String {
+    format!("base/{hash}")
+}
 
 /// A shard.
 pub(crate) fn shard(hash: &Hash) -> String {

@@ -33,7 +33,7 @@ pub(super) async fn blobs(dir: &DataDir) -> Blobs {
 /// What a node does with blobs that trains nothing, in a directory that is new.
 pub(super) async fn blob_work(dir: &DataDir, manifest: &Arc<Manifest>) -> BlobWork {
     Database::init(dir).unwrap();
-    let ticket = Ticket { run: manifest.id().unwrap(), seeds: Vec::new() };
+    let ticket = Ticket::new(manifest.id().unwrap(), []);
     let compute = Compute { device: DeviceChoice::Cpu, recompute: false };
     BlobWork::new(blobs(dir).await, manifest.clone(), ticket, dir, compute, None)
 }

@@ -22,7 +22,7 @@ use paris_protocol::{
     codec::Wire,
     hash::Hash,
     identity::NodeId,
-    manifest::{self, Additions, Cluster, Image, Manifest, TextShape, Training, Transformer},
+    manifest::{self, Additions, Cluster, Image, Manifest, RunId, TextShape, Training, Transformer},
     part::Part,
     ticket::Ticket,
 };
@@ -166,7 +166,7 @@ impl New {
         // Nothing is served yet: loopback will do.
         let bind = vec![(Ipv4Addr::LOCALHOST, 0).into()];
         let blobs = Blobs::start(BlobsConfig { bind, ..BlobsConfig::new(dir.secret()?, dir.blobs_path()) }).await?;
-        let stored = self.store(&blobs, &prepared, bytes.clone(), base).await;
+        let stored = self.store(&blobs, &prepared, run, bytes.clone(), base).await;
         blobs.shutdown().await;
         stored?;
         let database = Database::open(dir)?;
@@ -182,12 +182,13 @@ impl New {
         &self,
         blobs: &Blobs,
         prepared: &Prepared,
+        run: RunId,
         manifest: Vec<u8>,
         base: Option<Vec<u8>>,
     ) -> anyhow::Result<()> {
-        blobs.add_bytes(tags::MANIFEST, manifest).await?;
+        blobs.add_bytes(&tags::manifest(run), manifest).await?;
         if let Some(base) = base {
-            blobs.add_bytes(tags::BASE, base).await?;
+            blobs.add_bytes(&tags::base(&Hash::of(&base)), base).await?;
         }
         for info in shards(prepared) {
             blobs.add_file(&tags::shard(&info.hash.parse()?), &info.path(&self.data)).await?;

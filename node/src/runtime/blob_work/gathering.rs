@@ -107,11 +107,12 @@ impl BlobWork {
             );
         }
         let providers: Vec<_> = self.seeds().chain(peers.iter().copied()).collect();
-        self.bring(base, "base checkpoint", tags::BASE, &providers).await?;
+        let tag = tags::base(&base.hash);
+        self.bring(base, "base checkpoint", &tag, &providers).await?;
         let bytes = match self.blobs.bytes(base.hash.0, weights_max).await {
             // From now on it counts as missing, so it is fetched.
             Err(BlobsError::Corrupt { .. }) => {
-                self.bring(base, "base checkpoint", tags::BASE, &providers).await?;
+                self.bring(base, "base checkpoint", &tag, &providers).await?;
                 self.blobs.bytes(base.hash.0, weights_max).await
             }
             bytes => bytes,
