@@ -300,7 +300,9 @@ impl Driver {
                     self.database.hold(self.agent.run(), id, true)?;
                     tracing::info!("{part}: checkpoint at step {}, held-out loss {:.4}", made.step, made.held_out_loss);
                 }
-                self.storing.iter().position(|it| *it == part).map(|index| self.storing.swap_remove(index));
+                if let Some(index) = self.storing.iter().position(|it| *it == part) {
+                    self.storing.swap_remove(index);
+                }
                 self.note_gone(part);
             }
             Done::Prepared { part, job, lost } => {
